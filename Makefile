@@ -1,0 +1,67 @@
+# Concrete GMVAE. `make help` lists what can be made; each target sets up what it needs first.
+
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+UV := VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv
+
+# The first interpreter on the path that the book runs on. Another: make book PYTHON=/path/to/python
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done),python3)
+
+# The book and the tests run at the quick scale, without progress bars. With MPLBACKEND set, the
+# kernels would draw no figures.
+export CGMVAE_PRESET := quick
+export TQDM_DISABLE := 1
+unexport MPLBACKEND
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lock clean distclean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# jupyter-cache keeps executed chapters and looks at the notebook alone. So all of it goes when
+# the package, the results or the environment changed.
+INPUTS = find cgmvae results requirements.lock -type f ! -path '*/__pycache__/*' \
+	! -path 'results/unfinished/*' ! -path 'results/logs/*' -exec cksum {} +
+
+book: .venv/done  ## execute every chapter, build the HTML and print the page to open
+	@inputs="$$( (echo $(CGMVAE_PRESET); $(INPUTS)) | LC_ALL=C sort | cksum)"; \
+	if [ "$$inputs" != "$$(cat _build/inputs 2>/dev/null)" ]; then \
+		rm -rf _build && mkdir _build && echo "$$inputs" > _build/inputs; \
+	fi
+	$(BIN)/jupyter-book build . --all -W --keep-going
+	@test -s _build/html/index.html || { echo "The build made no page."; exit 1; }
+	@echo "The book is built. Open this page in a browser:"
+	@echo "$(CURDIR)/_build/html/index.html"
+
+test: .venv/done  ## run every test: the package, every chapter, papermill, the book's build
+	$(BIN)/python -m pytest
+
+# The environment: the interpreter's own venv, a pinned uv inside it, and the lock. Done once, and
+# again when the lock or pyproject.toml changes. uv does not read pip's settings: where only pip
+# knows the index, pip does the same, slower.
+.venv/done: requirements.lock pyproject.toml $(BIN)/uv
+	$(UV) pip install --compile-bytecode --require-hashes -r requirements.lock \
+		|| $(BIN)/python -m pip install --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BIN)/uv:
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; (3, 11) <= v[:2] <= (3, 13) or sys.exit( \
+		"The book needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another " \
+		"with PYTHON=/path/to/python3.12." % v[:2])'
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+lock: $(BIN)/uv  ## write requirements.lock anew from pyproject.toml (keeps pins that still fit)
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--extra book --extra test pyproject.toml -o requirements.lock
+
+clean:  ## remove the built book and what the tests leave
+	rm -rf _build .pytest_cache
+
+distclean: clean  ## remove the environment too, so that the next call makes a new one
+	rm -rf .venv *.egg-info

@@ -1,0 +1,12 @@
+"""Concrete GMVAE: a Gaussian-mixture VAE trained in a time that does not grow with K.
+
+The modules, in the order in which data flows through them: experiment, data, networks, relaxation,
+model, objectives, annealing, devices, checkpoints, training, evaluation, records, figures. A
+finished run is `run(Experiment(...))`; everything else is what that calls.
+"""
+
+from cgmvae.experiment import Experiment, ExperimentError, preset
+from cgmvae.records import run
+
+__version__ = "0.1.0"
+__all__ = ["Experiment", "ExperimentError", "preset", "run", "__version__"]

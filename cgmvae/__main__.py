@@ -1,0 +1,86 @@
+"""The package from a shell: `python -m cgmvae train --dataset cifar100 --K 20`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+
+from cgmvae import checkpoints, data, records, training
+from cgmvae.devices import COMPILATIONS, PRECISIONS
+from cgmvae.experiment import DATASETS, PRESETS, Experiment, ExperimentError, preset
+
+BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
+             FileExistsError)
+
+
+def parser() -> argparse.ArgumentParser:
+    """One subcommand a task. Values stay text: Experiment checks them, as for a notebook."""
+    top = argparse.ArgumentParser(prog="python -m cgmvae", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="run one experiment and record it")
+    train.add_argument("--preset", default="paper", help="scale: " + ", ".join(PRESETS))
+    for f in dataclasses.fields(Experiment):
+        train.add_argument(f"--{f.name}", help=f.metadata["help"].replace("%", "%%"))
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    train.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
+    train.add_argument("--compile", default="auto", help=", ".join(COMPILATIONS))
+    train.add_argument("--results", help="folder for records and weights")
+    train.set_defaults(task=_train)
+
+    table = commands.add_parser("table", help="print what the records say")
+    table.add_argument("--results", help="folder of the records")
+    table.set_defaults(task=_table)
+
+    fetch = commands.add_parser("data", help="download a data set and check it")
+    fetch.add_argument("dataset", help=", ".join(DATASETS))
+    fetch.set_defaults(task=_data)
+    return top
+
+
+def _train(args: argparse.Namespace) -> None:
+    choices = {f.name: getattr(args, f.name) for f in dataclasses.fields(Experiment)}
+    experiment = preset(args.preset, **choices)
+    record = records.run(experiment, device=args.device, precision=args.precision,
+                         compile=args.compile, results=args.results)
+    metrics, progress = record["metrics"], record["progress"]
+    print(f"{record['id']} ({record['preset']}): {progress['epochs']} epochs, {progress['stopped']}; "
+          f"{record['seconds']['training']:.0f} s of training, "
+          f"{progress['images_per_second']:.0f} images/s")
+    for name, value in metrics.items():
+        print(f"  {name:24} {value:.4f}" if isinstance(value, float) else f"  {name:24} {value}")
+    print(f"  in {records.Paths(args.results, experiment).record}")
+
+
+def _table(args: argparse.Namespace) -> None:
+    table = records.table(records.read_all(args.results))
+    if table.empty:
+        print("There are no records yet.")
+        return
+    varied = [c for c in table.columns if table[c].astype(str).nunique() > 1 or c == "n"]
+    print(table[varied].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+
+
+def _data(args: argparse.Namespace) -> None:
+    images = data.load(args.dataset)
+    print(f"{args.dataset}: {len(images.train_images)} training and {len(images.test_images)} "
+          f"test images, digest {images.digest}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0, or 2 with one sentence on stderr for bad input, 130 for Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        args.task(args)
+    except BAD_INPUT as error:
+        print(f"cgmvae: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"cgmvae: stopped. {stop} The same command goes on from there.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""What one run is: every choice that can change its result, checked, with a stable id.
+
+The device, the arithmetic's precision and the compilation are not here: they say how a run is
+carried out, not what it is, and may move its result by no more than noise (see training.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+DEFINITION = 1
+"""Part of every id. Raised when the meaning of a field changes, so that records never mix."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Facts about a data set that can be checked before it is loaded."""
+
+    images: tuple[int, int, int]  # channels, height, width
+    train: int  # training images, before the validation split
+    test: int
+    K: int  # the paper's number of clusters for it
+    full: str  # the data set that this one is, or is a sample of
+
+
+DATASETS = {
+    "mnist": Dataset((1, 28, 28), 60_000, 10_000, K=10, full="mnist"),
+    "cifar100": Dataset((3, 32, 32), 50_000, 10_000, K=20, full="cifar100"),
+    "mnist-sample": Dataset((1, 28, 28), 4_000, 1_000, K=10, full="mnist"),
+    "cifar100-sample": Dataset((3, 32, 32), 2_000, 500, K=20, full="cifar100"),
+}
+"""`mnist` and `cifar100` are downloaded; the samples are in the package."""
+
+ESTIMATORS = ("concrete", "marginal", "straight_through", "score_function")
+KL_Y_FORMS = ("relaxed", "categorical")
+SCHEDULES = ("ramp", "printed", "linear", "none")
+LIKELIHOODS = ("bernoulli", "cross_entropy", "gaussian")
+BINARISATIONS = ("threshold", "static", "dynamic", "none")
+PADDINGS = ("same", "valid")
+
+PRESETS = {
+    "paper": {},
+    "small": {"train_limit": 20_000, "epochs": 20},
+    "quick": {"epochs": 6, "batch_size": 32, "annealing_steps": 100, "iw_samples": 10},
+}
+"""Scales: the paper's, one for a laptop's hour, one for a laptop's minute (on a sample)."""
+
+
+class ExperimentError(ValueError):
+    """A choice that cannot be run. Its message names the field, the value and what is allowed."""
+
+
+def choice(default: Any, help: str, paper: str = "not said") -> Any:
+    """A field with its explanation and what the paper says of it; the book prints both."""
+    return dataclasses.field(default=default, metadata={"help": help, "paper": paper})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Every choice of one run. The defaults are the paper's wherever it says what it did.
+
+    `None` asks for the default that depends on the other choices; after construction no field
+    is None except `train_limit`, and except those that the run does not use (`tau` without a
+    relaxation, `annealing_steps` without annealing), so that one run has one id.
+
+    Raises ExperimentError, before any work, for a choice that cannot be run.
+    """
+
+    dataset: str = choice("mnist", "the images: " + ", ".join(DATASETS), "both")
+    estimator: str = choice("concrete", "how the ELBO is estimated: " + ", ".join(ESTIMATORS),
+                            "`concrete` (eq. 7, 8) against `marginal` (eq. 6)")
+    K: int | None = choice(None, "number of clusters; 10 for MNIST and 20 for CIFAR-100",
+                           "10 and 20")
+    z_dim: int = choice(64, "D, the dimension of z")
+    tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3")
+    kl_y_form: str | None = choice(
+        None, "the KL(q(y|x)||p(y)) of `concrete`: `relaxed`, the ratio of Concrete densities at "
+        "the sample, or `categorical`, the closed form; the other estimators have a discrete y "
+        "and always use `categorical`", "eq. 7 reads `relaxed`; the text can mean either")
+    annealing: str = choice("ramp", "the weight of KL(q(y|x)||p(y)): " + ", ".join(SCHEDULES),
+                            "the text says `ramp`, the formula `printed`")
+    annealing_steps: int | None = choice(None, "time scale of the annealing in steps; 2000",
+                                         "2000")
+    likelihood: str | None = choice(
+        None, "p(x|z): `bernoulli` on binary pixels, `cross_entropy` (its formula on pixels in "
+        "[0, 1]), or `gaussian` with one learned scale; MNIST `bernoulli`, CIFAR-100 "
+        "`cross_entropy`", "Bernoulli for MNIST; not said for CIFAR-100")
+    binarisation: str | None = choice(
+        None, "how pixels become 0 or 1: `threshold` at one half, `static` (drawn once), "
+        "`dynamic` (drawn anew each time), `none`; `threshold` for `bernoulli`, else `none`",
+        "MNIST is binarised; how is not said")
+    padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)")
+    decoder_units: int = choice(512, "width of the decoder's fully connected layer")
+    batch_size: int = choice(128, "images a step")
+    learning_rate: float = choice(1e-3, "of Adam", "0.001")
+    epochs: int = choice(200, "passes over the training images at most", "200")
+    patience: int = choice(10, "epochs without a better validation loss before the run stops",
+                           "10")
+    validation_fraction: float = choice(0.1, "share of the training images held out")
+    train_limit: int | None = choice(None, "use only so many training images; None: all", "all")
+    iw_samples: int = choice(50, "samples an image in the importance-weighted bound", "no such bound")
+    seed: int = choice(0, "of the weights, the split, the order and the noise", "11 runs")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            self._set(f.name, _typed(f.name, getattr(self, f.name), str(f.type)))
+        one_of("dataset", self.dataset, DATASETS)
+        one_of("estimator", self.estimator, ESTIMATORS)
+        one_of("annealing", self.annealing, SCHEDULES)
+        one_of("padding", self.padding, PADDINGS)
+        facts = DATASETS[self.dataset]
+        if self.K is None:
+            self._set("K", facts.K)
+        if self.likelihood is None:
+            self._set("likelihood", "bernoulli" if facts.full == "mnist" else "cross_entropy")
+        one_of("likelihood", self.likelihood, LIKELIHOODS)
+        if self.binarisation is None:
+            self._set("binarisation", "threshold" if self.likelihood == "bernoulli" else "none")
+        one_of("binarisation", self.binarisation, BINARISATIONS)
+        if self.tau is None:
+            self._set("tau", 0.3)
+        if self.kl_y_form is None:
+            self._set("kl_y_form", "relaxed")
+        one_of("kl_y_form", self.kl_y_form, KL_Y_FORMS)
+        if self.annealing_steps is None:
+            self._set("annealing_steps", 2000)
+        for name in ("K", "z_dim", "annealing_steps", "decoder_units", "batch_size", "epochs",
+                     "patience", "iw_samples"):
+            at_least(name, getattr(self, name), 1)
+        at_least("seed", self.seed, 0)
+        for name in ("tau", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                refuse(name, getattr(self, name), "a number above 0")
+        if not 0 < self.validation_fraction < 1:
+            refuse("validation_fraction", self.validation_fraction, "a number between 0 and 1")
+        if self.likelihood == "bernoulli" and self.binarisation == "none":
+            refuse("binarisation", "none", "'threshold', 'static' or 'dynamic' with likelihood "
+                   "'bernoulli', or likelihood 'cross_entropy' for pixels between 0 and 1")
+        if self.train_limit is not None and not 2 <= self.train_limit <= facts.train:
+            refuse("train_limit", self.train_limit,
+                   f"None, or a whole number from 2 to the {facts.train} training images of "
+                   f"{self.dataset!r}")
+        if not 1 <= self.validation_size < self.available:
+            refuse("validation_fraction", self.validation_fraction, "a share that leaves at least "
+                   f"one of the {self.available} images on each side of the split")
+        if self.batch_size > self.train_size:
+            refuse("batch_size", self.batch_size, f"at most the {self.train_size} images that "
+                   f"{self.dataset!r} has for training after the validation split")
+        # A choice that this run does not use must not give it another id.
+        if self.estimator in ("marginal", "score_function"):
+            self._set("tau", None)
+        if self.estimator != "concrete":
+            self._set("kl_y_form", "categorical")
+        if self.annealing == "none":
+            self._set("annealing_steps", None)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return DATASETS[self.dataset].images
+
+    @property
+    def available(self) -> int:
+        """Training images before the validation split."""
+        return self.train_limit or DATASETS[self.dataset].train
+
+    @property
+    def validation_size(self) -> int:
+        """Images held out for early stopping."""
+        return round(self.available * self.validation_fraction)
+
+    @property
+    def train_size(self) -> int:
+        """Images that the weights are fitted to."""
+        return self.available - self.validation_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in an epoch; the images of the last, partial one wait for the next epoch."""
+        return self.train_size // self.batch_size
+
+    @property
+    def preset(self) -> str:
+        """The scale: a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
+        for name in PRESETS:
+            model = preset(name, dataset=DATASETS[self.dataset].full)
+            if all(getattr(self, f) == getattr(model, f)
+                   for f in ("dataset", "train_limit", "epochs", "patience")):
+                return name
+        return "custom"
+
+    @property
+    def id(self) -> str:
+        """A name for the run, made of its main choices and a digest of all of them."""
+        text = json.dumps({"definition": DEFINITION, **self.as_dict()}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.dataset}-{self.estimator}-K{self.K}-s{self.seed}-{digest}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field and its value, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def but(self, **changes: Any) -> Experiment:
+        """The same experiment with some fields changed, checked again."""
+        known_fields(changes)
+        return dataclasses.replace(self, **changes)
+
+
+def preset(name: str, **choices: Any) -> Experiment:
+    """The experiment at a scale of PRESETS, with `choices` on top; None means the preset's.
+
+    `quick` replaces a data set by its embedded sample. Raises ExperimentError.
+    """
+    one_of("preset", name, PRESETS)
+    known_fields(choices)
+    merged = {**PRESETS[name], **{k: v for k, v in choices.items() if v is not None}}
+    dataset = merged.get("dataset", "mnist")
+    one_of("dataset", dataset, DATASETS)
+    if name == "quick" and not dataset.endswith("-sample"):
+        merged["dataset"] = f"{dataset}-sample"
+    return Experiment(**merged)
+
+
+def refuse(name: str, value: Any, allowed: str) -> None:
+    """Raise the one sentence that every bad choice gets."""
+    raise ExperimentError(f"{name} must be {allowed}; it is {value!r}.")
+
+
+def one_of(name: str, value: Any, allowed: Any) -> None:
+    """Raise ExperimentError unless `value` is among the names in `allowed`."""
+    if value not in tuple(allowed):
+        near = difflib.get_close_matches(str(value), list(allowed), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        refuse(name, value, "one of " + ", ".join(map(repr, allowed)) + hint)
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise ExperimentError unless `value` is at least `least`."""
+    if value < least:
+        refuse(name, value, f"a whole number of at least {least}")
+
+
+def known_fields(choices: dict[str, Any]) -> None:
+    """Raise ExperimentError for a name that is not a field of Experiment."""
+    fields = [f.name for f in dataclasses.fields(Experiment)]
+    for name in choices:
+        if name not in fields:
+            near = difflib.get_close_matches(name.lower(), [f.lower() for f in fields], n=1)
+            hint = next((f" Did you mean {f!r}?" for f in fields if near and f.lower() == near[0]), "")
+            raise ExperimentError(f"{name!r} is not a choice of an experiment.{hint} "
+                                  f"The choices are {', '.join(fields)}.")
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """`value` as its field's type. Text that is a number counts as one: so `-y` and shells write it."""
+    if value is None and "None" in kind:
+        return None
+    if "str" in kind:
+        return value if isinstance(value, str) else refuse(name, value, "a name in text")
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value) if "float" in kind else int(value)
+        except ValueError:
+            pass
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if "float" in kind:
+        return float(number) if whole or isinstance(number, float) else refuse(name, value, "a number")
+    least = 0 if name == "seed" else 1
+    return number if whole else refuse(name, value, f"a whole number of at least {least}")

@@ -1,0 +1,107 @@
+"""Records and tensors to matplotlib figures, in one style that a colour-blind reader can read.
+
+Every function returns the Figure and leaves showing or saving it to the caller.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Generator, Tensor
+
+from cgmvae.model import GMVAE
+from cgmvae.records import Record, curves
+
+COLOURS = {"concrete": "#0072B2", "marginal": "#D55E00", "straight_through": "#009E73",
+           "score_function": "#CC79A7", "paper": "#555555"}
+"""Okabe and Ito's palette: told apart by readers of every colour vision."""
+MARKERS = {"concrete": "o", "marginal": "s", "straight_through": "^", "score_function": "D",
+           "paper": "x"}
+
+
+def style() -> None:
+    """Set matplotlib's defaults for the book; each chapter calls it once."""
+    plt.rcParams.update({
+        "figure.dpi": 110, "savefig.dpi": 110, "figure.constrained_layout.use": True,
+        "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.color": "#dddddd", "axes.axisbelow": True, "font.size": 10,
+        "axes.titlesize": 10, "legend.frameon": False, "lines.linewidth": 1.8,
+        "axes.prop_cycle": plt.cycler(color=list(COLOURS.values())[:4])})
+
+
+def training_curves(records: dict[str, Record]) -> Figure:
+    """Validation loss by epoch and by second, and KL(q(y|x)||p(y)) by step.
+
+    Args:
+        records: the records to compare, by the name to show; a name in COLOURS fixes the colour.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.9))
+    panels = (("epoch", "validation_loss", "epoch", "validation loss (nats)"),
+              ("seconds", "validation_loss", "training time (s)", "validation loss (nats)"),
+              ("step", "kl_y", "step", "KL(q(y|x) || p(y)) (nats)"))
+    for axis, (x, y, x_label, y_label) in zip(axes, panels, strict=True):
+        for name, record in records.items():
+            rows = curves(record).reset_index()
+            axis.plot(rows[x], rows[y], label=name, color=COLOURS.get(name), marker=MARKERS.get(name),
+                      markersize=4, markevery=max(1, len(rows) // 10))
+        axis.set(xlabel=x_label, ylabel=y_label)
+    axes[0].legend()
+    return figure
+
+
+def image_grid(images: Tensor | np.ndarray, columns: int, row_names: list[str] | None = None,
+               size: float = 0.55) -> Figure:
+    """Images (N, C, H, W) in [0, 1], row by row, with a name at the left of each row."""
+    images = np.asarray(images, dtype=np.float32)
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size + 0.8, rows * size),
+                                squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04},
+                                layout="none")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image in zip(axes.flat, images, strict=False):
+        axis.imshow(image.transpose(1, 2, 0), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
+    for row, name in enumerate(row_names or []):
+        axes[row, 0].text(-0.15, 0.5, name, transform=axes[row, 0].transAxes, ha="right",
+                          va="center", fontsize=8)
+    return figure
+
+
+@torch.no_grad()
+def reconstructions(models: dict[str, GMVAE], x: Tensor) -> Figure:
+    """Images x (N, C, H, W), and below them what each model makes of them at y = argmax q(y|x)."""
+    rows = [x]
+    for model in models.values():
+        h = model.encode(x)
+        rows.append(model.x_mean(model.q_z(h, model.log_q_y(h).argmax(-1)).mean))
+    return image_grid(torch.cat(rows), len(x), ["image", *models])
+
+
+@torch.no_grad()
+def cluster_samples(model: GMVAE, columns: int = 10, clusters: int | None = None,
+                    seed: int = 0) -> Figure:
+    """A row a cluster: means of p(x|z) with z ~ p(z|y), from the prior alone."""
+    names = range(min(model.K, clusters or model.K))
+    noise = torch.randn(len(names), columns, model.z_dim, generator=Generator().manual_seed(seed))
+    p_z = model.p_z(torch.tensor(names)[:, None])
+    images = model.x_mean((p_z.loc + p_z.scale * noise).flatten(0, 1))
+    return image_grid(images, columns, [f"y = {k}" for k in names])
+
+
+def cluster_members(images: Tensor, q_y: Tensor, columns: int = 10) -> Figure:
+    """A row a cluster that is in use: the images that q(y|x) gives to it with most certainty.
+
+    Args:
+        images: (N, C, H, W) in [0, 1]. q_y: (N, K).
+    """
+    labels, names, rows = q_y.argmax(1), [], []
+    for k in labels.unique().tolist():
+        mine = (labels == k).nonzero()[:, 0]
+        best = mine[q_y[mine, k].argsort(descending=True)][:columns]
+        row = torch.ones(columns, *images.shape[1:])
+        row[:len(best)] = images[best]
+        rows.append(row)
+        names.append(f"y = {k} ({len(mine)})")
+    return image_grid(torch.cat(rows), columns, names)

@@ -1,0 +1,136 @@
+"""The Gaussian-mixture VAE, one method a factor of eq. 1 and of q(y, z|x).
+
+    p(x, y, z) = p(y) p(z|y) p(x|z)        (1)
+    q(y, z|x)  = q(y|x) q(z|x, y)
+
+A label y comes in one of two forms, here and in objectives.py: as weights (..., K), one-hot or
+relaxed, or as labels (...), int64. The product of a one-hot y with a matrix is one of its rows, so
+labels are looked up instead of multiplied.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from cgmvae.experiment import Experiment
+from cgmvae.networks import UNITS, Decoder, Encoder, interleave, phases_of
+
+HEAD_UNITS = (512, 256)
+
+
+class GMVAE(nn.Module):
+    """The paper's networks (appendix A) for one experiment's images, K, D and likelihood.
+
+    `bf16` runs the matrix products and convolutions in bfloat16. Every density, sample and sum
+    stays in float32: in bfloat16 they would move the loss by whole nats.
+    """
+
+    def __init__(self, experiment: Experiment, bf16: bool = False) -> None:
+        super().__init__()
+        e = experiment
+        self.K, self.z_dim, self.likelihood, self.bf16 = e.K, e.z_dim, e.likelihood, bf16
+        self.encoder = Encoder(e.image_shape, e.padding)
+        wide, narrow = HEAD_UNITS
+        self.q_y_layers = nn.Sequential(nn.Linear(UNITS, wide), nn.ReLU(), nn.Linear(wide, narrow),
+                                        nn.ReLU(), nn.Linear(narrow, e.K))
+        # The first layer of q(z|x, y) sees [h, y]. Its matrix is kept in two parts, because the
+        # part that sees h is the same for every y; both start as one layer would.
+        self.q_z_from_h = nn.Linear(UNITS, wide)
+        self.q_z_from_y = nn.Linear(e.K, wide, bias=False)
+        bound = 1 / math.sqrt(UNITS + e.K)
+        for parameter in (*self.q_z_from_h.parameters(), *self.q_z_from_y.parameters()):
+            nn.init.uniform_(parameter, -bound, bound)
+        self.q_z_layers = nn.Sequential(nn.ReLU(), nn.Linear(wide, narrow), nn.ReLU(),
+                                        nn.Linear(narrow, 2 * e.z_dim))
+        self.p_z_layer = nn.Linear(e.K, 2 * e.z_dim)
+        self.decoder = Decoder(e.image_shape, e.z_dim, e.decoder_units, e.padding)
+        if e.likelihood == "gaussian":
+            self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The shared encoding h (B, 512) of x (B, C, H, W)."""
+        with self._networks(x):
+            return self.encoder(x).float()
+
+    def log_q_y(self, h: Tensor) -> Tensor:
+        """ln q(y|x) for every label: (B, K) from h (B, 512)."""
+        with self._networks(h):
+            logits_y = self.q_y_layers(h)
+        return F.log_softmax(logits_y.float(), -1)
+
+    def log_p_y(self) -> float:
+        """ln p(y) = -ln K, the same for every label (eq. 2)."""
+        return -math.log(self.K)
+
+    def q_z(self, h: Tensor, y: Tensor) -> Normal:
+        """q(z|x, y), a diagonal normal over (..., D), from h (B, 512) and y in either form."""
+        return self.q_z_given(self.q_z_h(h), y)
+
+    def q_z_h(self, h: Tensor) -> Tensor:
+        """The half of the first layer of q(z|x, y) that does not depend on y: (B, 512)."""
+        with self._networks(h):
+            return self.q_z_from_h(h).float()
+
+    def q_z_given(self, from_h: Tensor, y: Tensor) -> Normal:
+        """q(z|x, y) from the result of `q_z_h`; labels (K, 1) give all of (K, B, D) at once."""
+        with self._networks(from_h):
+            return _normal(self.q_z_layers(from_h + _linear(self.q_z_from_y, y)))
+
+    def p_z(self, y: Tensor) -> Normal:
+        """p(z|y), a diagonal normal over (..., D) (eq. 3). One layer, always in float32."""
+        return _normal(_linear(self.p_z_layer, y))
+
+    def log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
+        """ln p(x|z) in nats, summed over pixels (eq. 4).
+
+        Args:
+            x: (B, C, H, W), in [0, 1].
+            z: (..., B, D).
+
+        Returns:
+            (..., B).
+        """
+        mean = self._decode(z)
+        target = phases_of(x).permute(0, 2, 3, 1).flatten(1)
+        if self.likelihood == "gaussian":
+            return Normal(mean, self.log_scale.exp(), validate_args=False).log_prob(target).sum(-1)
+        # ln of sigmoid(l)^x (1 - sigmoid(l))^(1 - x), also for x between 0 and 1.
+        return (target * mean - F.softplus(mean)).sum(-1)
+
+    def x_mean(self, z: Tensor) -> Tensor:
+        """The mean of p(x|z) as images (N, C, H, W), from z (N, D)."""
+        channels, height, width = self.decoder.map_shape
+        with self._networks(z):
+            image = interleave(self.decoder(z).float())
+        return image.clamp(0, 1) if self.likelihood == "gaussian" else image.sigmoid()
+
+    def _decode(self, z: Tensor) -> Tensor:
+        """The decoder's value for every pixel, (..., B, C*H*W), in the order of `phases_of`.
+
+        A sum over pixels does not ask in which order they stand, so no image is put together.
+        """
+        with self._networks(z):
+            phases = self.decoder(z.reshape(-1, self.z_dim))
+        return phases.permute(0, 2, 3, 1).reshape(*z.shape[:-1], -1).float()
+
+    def _networks(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def _linear(layer: nn.Linear, y: Tensor) -> Tensor:
+    """`layer` applied to y: a product for weights, a look-up for labels."""
+    if y.is_floating_point():
+        return layer(y)
+    rows = F.embedding(y, layer.weight.t())
+    return rows if layer.bias is None else rows + layer.bias
+
+
+def _normal(parameters: Tensor) -> Normal:
+    """A diagonal normal from its mean and log-variance, side by side in (..., 2D)."""
+    mean, log_variance = parameters.float().chunk(2, -1)
+    return Normal(mean, (log_variance / 2).exp(), validate_args=False)

@@ -1,0 +1,143 @@
+"""What the chapters need of a notebook: checked parameters, a scale, shown source.
+
+Imports IPython and myst-nb only when called, so that the package runs where there is no Jupyter.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cgmvae import checkpoints, data, devices, records
+from cgmvae.experiment import PRESETS, Experiment, ExperimentError, one_of, preset
+
+RUN_CHOICES = ("device", "precision", "compile", "results")
+FIELDS = tuple(f.name for f in dataclasses.fields(Experiment))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked parameters of one notebook, and the scale that they ask for."""
+
+    preset: str
+    reason: str  # why this scale
+    choices: dict[str, Any]  # fields of Experiment; None: the preset's
+    run_choices: dict[str, Any]
+    results: Path = field(default_factory=records.results_folder)
+
+    def experiment(self, **changes: Any) -> Experiment:
+        """The notebook's experiment at its scale, with some choices changed."""
+        return preset(self.preset, **{**self.choices, **changes})
+
+    def run(self, experiment: Experiment) -> records.Record:
+        """`records.run` with the notebook's device and results folder."""
+        return records.run(experiment, results=self.results, **self.run_choices)
+
+    def model(self, experiment: Experiment):
+        """The trained model of a run that `run` has finished, on the CPU."""
+        return checkpoints.load_weights(records.Paths(self.results, experiment).weights)[0]
+
+    def _repr_markdown_(self) -> str:
+        e, paper = self.experiment(), preset("paper", **self.choices)
+        text = f"Scale: **{self.preset}** ({self.reason}): {e.train_size:,} training images of " \
+               f"`{e.dataset}`, up to {e.epochs} epochs, batches of {e.batch_size}."
+        if self.preset != "paper":
+            text += (f" The paper's scale is {paper.train_size:,} images and up to {paper.epochs} "
+                     "epochs: what is trained here shows how things work, not how well they can.")
+        return text + f" Device: {devices.find_device(self.run_choices['device'])}."
+
+
+def settings(scope: dict[str, Any]) -> Settings:
+    """Check a notebook's parameters, first thing after its parameter cell.
+
+    Args:
+        scope: the notebook's `globals()`.
+
+    At the quick scale each notebook run has a results folder of its own, so that it never shows a
+    result of an older version of the package. CGMVAE_PRESET overrides the parameter `preset`.
+
+    Raises ExperimentError for a parameter that the notebook does not have (papermill lets it pass)
+    or a value that cannot be run.
+    """
+    check_parameters(scope)
+    choices = {name: scope[name] for name in FIELDS if scope.get(name) is not None}
+    run_choices = {name: scope.get(name) or "auto" for name in RUN_CHOICES if name != "results"}
+    estimator = choices.pop("estimator", None)
+    if estimator not in (None, "both"):
+        choices["estimator"] = estimator
+    scale, reason = find_preset(os.environ.get("CGMVAE_PRESET") or scope.get("preset") or "auto",
+                                choices.get("dataset", "mnist"), run_choices["device"])
+    if scope.get("results"):
+        results = Path(scope["results"])
+    elif scale == "quick":
+        results = Path(tempfile.mkdtemp(prefix="cgmvae-"))
+    else:
+        results = records.results_folder()
+    checked = Settings(scale, reason, choices, run_choices, results)
+    checked.experiment()  # raises now rather than later
+    return checked
+
+
+def find_preset(name: str, dataset: str, device: str) -> tuple[str, str]:
+    """The scale to run at and why. `auto`: the paper's with a GPU and the data, else quick."""
+    one_of("preset", name, ("auto", *PRESETS))
+    if name != "auto":
+        return name, "asked for"
+    if devices.find_device(device).type == "cpu":
+        return "quick", "no GPU here"
+    if dataset.endswith("-sample") or not (data.cache_folder() / f"{dataset}.npz").exists():
+        return "quick", f"the full {dataset!r} is not in {data.cache_folder()}"
+    return "paper", "a GPU and the full data are here"
+
+
+def check_parameters(scope: dict[str, Any]) -> None:
+    """Raise ExperimentError if papermill was given a parameter that the notebook does not have.
+
+    papermill only warns. It puts what it was given into a cell that begins `# Parameters`, after
+    the notebook's own parameter cell; both are in IPython's history.
+    """
+    declared: set[str] = set()
+    for source in scope.get("In", ()):
+        if source.startswith("# Parameters"):
+            for name in sorted(_assigned(source) - declared):
+                near = difflib.get_close_matches(name.lower(), [d.lower() for d in declared], n=1)
+                hint = next((f" Did you mean {d!r}?" for d in declared if near and d.lower() == near[0]), "")
+                raise ExperimentError(f"{name!r} is not a parameter of this notebook.{hint} "
+                                      f"Its parameters are {', '.join(sorted(declared))}.")
+        declared |= _assigned(source)
+
+
+def _assigned(source: str) -> set[str]:
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with magics assigns no parameters
+        return set()
+    targets = [t for node in body for t in
+               (node.targets if isinstance(node, ast.Assign) else
+                [node.target] if isinstance(node, ast.AnnAssign) else [])]
+    return {t.id for t in targets if isinstance(t, ast.Name)}
+
+
+def show(*objects: Any):
+    """The source of functions or classes of the package, highlighted: shown code is shipped code."""
+    from IPython.display import Code
+
+    return Code("\n\n".join(inspect.getsource(o).rstrip() for o in objects), language="python")
+
+
+def glue(name: str, value: Any) -> None:
+    """Give a value a name that the chapter's prose can quote, so that no number is typed in."""
+    import contextlib
+    import io
+
+    from myst_nb import glue as myst_glue
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        myst_glue(name, value, display=False)

@@ -1,0 +1,161 @@
+"""Estimators of the ELBO (eq. 5), one function each.
+
+Each takes (model, x, experiment, generator), with x (B, C, H, W) in [0, 1], and returns its terms,
+each (B,) in nats, each differentiable:
+
+    log_px   estimate of E[ln p(x|z)]
+    kl_z     estimate of E[ln q(z|x, y)/p(z|y)], at one sample of z as eq. 6 to 8 have it
+    kl_y     KL(q(y|x)||p(y)) or its estimate; its weight is w_t in eq. 8
+
+so that the ELBO is log_px - kl_z - kl_y. `score_function` has a fourth, `score`, which is zero in
+value and carries the gradient of the sampled label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cgmvae import relaxation
+from cgmvae.experiment import Experiment
+from cgmvae.model import GMVAE
+from cgmvae.relaxation import concrete_log_density, concrete_sample, gumbel_max
+
+Terms = dict[str, Tensor]
+
+
+def elbo(terms: Terms, w: Tensor | float = 1.0) -> Tensor:
+    """The ELBO of each image, (B,), with weight w on KL(q(y|x)||p(y)) (eq. 8)."""
+    value = terms["log_px"] - terms["kl_z"] - w * terms["kl_y"]
+    return value + terms["score"] if "score" in terms else value
+
+
+def categorical_kl(log_q_y: Tensor, log_p_y: float) -> Tensor:
+    """KL(q(y|x)||p(y)) in closed form, (..., K) to (...)."""
+    return (log_q_y.exp() * (log_q_y - log_p_y)).sum(-1)
+
+
+def marginal(model: GMVAE, x: Tensor, experiment: Experiment,
+             generator: Generator | None = None) -> Terms:
+    """Eq. 6: the sum over all K labels, each with its own sample of z. O(K)."""
+    h = model.encode(x)
+    log_q_y = model.log_q_y(h)
+    noise = torch.randn(model.K, len(x), model.z_dim, device=x.device, generator=generator)
+    log_px, kl_z = all_labels(model, x, model.q_z_h(h), noise)
+    q_y = log_q_y.exp().T  # (K, B)
+    return {"log_px": (q_y * log_px).sum(0), "kl_z": (q_y * kl_z).sum(0),
+            "kl_y": categorical_kl(log_q_y, model.log_p_y())}
+
+
+def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p(x|z) and ln q(z|x, y)/p(z|y) for every label, each (K, B).
+
+    Labels are taken a few at a time: as many as fill the hardware, not so many that what they
+    leave for the backward pass outgrows the cache. Where keeping all of it would outgrow
+    `KEEP_BYTES`, it is computed again in the backward pass, so that memory does not grow with K.
+
+    Args:
+        from_h: (B, 512), from `model.q_z_h`.
+        noise: (K, B, D), standard normal.
+    """
+    step = labels_at_once(model, x)
+    labels = torch.arange(model.K, device=x.device)[:, None]
+    recompute = torch.is_grad_enabled() and activation_bytes(model, x) * model.K > KEEP_BYTES[x.device.type]
+
+    def some(labels: Tensor, noise: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
+        return given_y(model, x, from_h, labels, noise)
+
+    parts = [checkpoint(some, some_labels, some_noise, from_h, use_reentrant=False,
+                        preserve_rng_state=False) if recompute
+             else some(some_labels, some_noise, from_h)
+             for some_labels, some_noise in zip(labels.split(step), noise.split(step), strict=True)]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def given_y(model: GMVAE, x: Tensor, from_h: Tensor, y: Tensor,
+            noise: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p(x|z) and ln q(z|x, y)/p(z|y) at z ~ q(z|x, y) made from `noise` (..., B, D)."""
+    q_z, p_z = model.q_z_given(from_h, y), model.p_z(y)
+    z = q_z.loc + q_z.scale * noise
+    return model.log_p_x(x, z), (q_z.log_prob(z) - p_z.log_prob(z)).sum(-1)
+
+
+def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
+             generator: Generator | None = None) -> Terms:
+    """Eq. 7 and 8: one relaxed sample in the place of the sum. O(1) in K.
+
+    `experiment.kl_y_form` says what is meant by KL(q(y|x)||p(y)): `relaxed`, eq. 7 to the letter,
+    with q and p both Concrete and their log-density ratio taken at the sample, or `categorical`.
+    """
+    h = model.encode(x)
+    log_q_y = model.log_q_y(h)
+    log_y = concrete_sample(log_q_y, experiment.tau, generator)
+    if experiment.kl_y_form == "relaxed":
+        uniform = torch.full_like(log_q_y, model.log_p_y())
+        kl_y = (concrete_log_density(log_y, log_q_y, experiment.tau)
+                - concrete_log_density(log_y, uniform, experiment.tau))
+    else:
+        kl_y = categorical_kl(log_q_y, model.log_p_y())
+    log_px, kl_z = _one_label(model, x, h, log_y.exp(), generator)
+    return {"log_px": log_px, "kl_z": kl_z, "kl_y": kl_y}
+
+
+def straight_through(model: GMVAE, x: Tensor, experiment: Experiment,
+                     generator: Generator | None = None) -> Terms:
+    """One exact one-hot sample forwards, the gradient of a relaxed one backwards. O(1), biased."""
+    h = model.encode(x)
+    log_q_y = model.log_q_y(h)
+    y = relaxation.straight_through(concrete_sample(log_q_y, experiment.tau, generator))
+    log_px, kl_z = _one_label(model, x, h, y, generator)
+    return {"log_px": log_px, "kl_z": kl_z, "kl_y": categorical_kl(log_q_y, model.log_p_y())}
+
+
+def score_function(model: GMVAE, x: Tensor, experiment: Experiment,
+                   generator: Generator | None = None) -> Terms:
+    """One exact sample and REINFORCE (Williams, 1992). O(1), unbiased, of high variance.
+
+    The baseline of an image is the mean over the other images of the batch: it depends on nothing
+    that was drawn for the image itself, so that the gradient stays unbiased.
+    """
+    h = model.encode(x)
+    log_q_y = model.log_q_y(h)
+    y = gumbel_max(log_q_y.detach(), generator)
+    log_px, kl_z = _one_label(model, x, h, y, generator)
+    reward = (log_px - kl_z).detach()
+    others = (reward.sum() - reward) / max(len(x) - 1, 1)
+    log_q = log_q_y.gather(-1, y[:, None])[:, 0]
+    score = (reward - others) * (log_q - log_q.detach())  # zero in value, not in gradient
+    return {"log_px": log_px, "kl_z": kl_z,
+            "kl_y": categorical_kl(log_q_y, model.log_p_y()), "score": score}
+
+
+def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor,
+               generator: Generator | None) -> tuple[Tensor, Tensor]:
+    noise = torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
+    return given_y(model, x, model.q_z_h(h), y, noise)
+
+
+ESTIMATORS: dict[str, Callable[..., Terms]] = {
+    "concrete": concrete, "marginal": marginal,
+    "straight_through": straight_through, "score_function": score_function}
+
+KEEP_BYTES = {"cpu": 2 * 2**30, "cuda": 24 * 2**30, "mps": 2 * 2**30}
+"""What the marginal may keep for its backward pass before it recomputes instead."""
+
+
+def activation_bytes(model: GMVAE, x: Tensor) -> int:
+    """About how many bytes one label leaves for the backward pass of a batch."""
+    channels, height, width = model.decoder.map_shape
+    pixels = x[0].numel()
+    a_label = 2 * 512 + 256 + 8 * model.z_dim + 2 * model.decoder.full1.out_features
+    a_label += 2 * channels * height * width + 6 * 20 * height * width * 4 + 3 * pixels
+    return 4 * len(x) * a_label
+
+
+def labels_at_once(model: GMVAE, x: Tensor) -> int:
+    """How many labels the marginal takes in one go: what fits a CPU's cache, or fills a GPU."""
+    budget = {"cpu": 64 * 2**20, "cuda": 4 * 2**30, "mps": 2**29}[x.device.type]
+    return max(1, min(model.K, budget // activation_bytes(model, x)))

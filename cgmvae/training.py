@@ -1,0 +1,280 @@
+"""The training loop: Adam, annealing, early stopping, and checkpoints that lose nothing.
+
+All that a step reads and writes (weights, order of the images, noise, step count, terms) lies in
+tensors on the device. So a step is the same few lines on every device; a GPU can record it once and
+replay it without Python; and a checkpoint of these tensors, taken after any step, is the whole run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from cgmvae import annealing, checkpoints, objectives
+from cgmvae.data import Pixels, Splits
+from cgmvae.devices import find_compilation, find_precision, keep_freed_memory
+from cgmvae.experiment import Experiment
+from cgmvae.model import GMVAE
+
+TERMS = ("loss", "log_px", "kl_z", "kl_y")
+EVALUATION_BATCH = 500
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became infinite or not a number; the message says at which step and term."""
+
+
+class Trainer:
+    """One run: the model, the optimiser and everything that a step needs.
+
+    Args:
+        experiment: what to run.
+        splits: its images, on the device.
+        device: from `find_device`.
+        precision: of matrix products and convolutions: `float32`, `tf32` (CUDA), `bf16`. `auto` is
+            tf32 on CUDA and float32 elsewhere. Densities, noise and sums are float32 always.
+        compile: `graph` records the step as one CUDA graph, `none` does not; `auto` is `graph` on
+            CUDA.
+        checkpoint: a file to go on from, if it is there, and to save to; None: keep nothing.
+
+    Raises ExperimentError for a precision or compilation that the device does not have, and
+    CheckpointError for a file that is no checkpoint of this experiment.
+    """
+
+    def __init__(self, experiment: Experiment, splits: Splits, device: torch.device, *,
+                 precision: str = "auto", compile: str = "auto",
+                 checkpoint: Path | None = None) -> None:
+        self.experiment, self.splits, self.device = experiment, splits, device
+        self.precision = find_precision(precision, device)
+        self.compile = find_compilation(compile, device)
+        self.checkpoint = checkpoint
+        keep_freed_memory()
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+        e = experiment
+        with torch.random.fork_rng(devices=[]):  # the same first weights on every device
+            torch.manual_seed(derived_seed(e.seed, "weights"))
+            self.model = GMVAE(e, bf16=self.precision == "bf16").to(device)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=e.learning_rate, fused=True,
+                                          capturable=device.type == "cuda")
+        self.noise = torch.Generator(device).manual_seed(derived_seed(e.seed, "noise"))
+        self.shuffle = torch.Generator().manual_seed(derived_seed(e.seed, "order"))
+        self.order = torch.zeros(e.steps_per_epoch, e.batch_size, dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)  # of the step in its epoch
+        self.t = torch.zeros((), device=device)  # steps so far, for w_t
+        self.terms = torch.zeros(e.steps_per_epoch, len(TERMS), device=device)
+        for p in self.model.parameters():  # Adam's state exists from the start, to load into
+            self.optimiser.state[p] = {"step": torch.zeros((), device=device),
+                                       "exp_avg": torch.zeros_like(p),
+                                       "exp_avg_sq": torch.zeros_like(p)}
+        self.best = copy.deepcopy(self.model.state_dict())
+        self.progress = {"epoch": 0, "step": 0, "best_epoch": 0, "best_loss": math.inf,
+                         "waited": 0, "stopped": "", "curves": [],
+                         "seconds": dict.fromkeys(("training", "validation", "checkpoints",
+                                                   "compilation"), 0.0)}
+        self.writer = checkpoints.Writer()
+        self.resumed = checkpoint is not None and checkpoint.exists()
+        if self.resumed:
+            checkpoints.load(self, checkpoint)
+        self.advance = self.step
+        if self.compile == "graph":
+            with self.clock("compilation"):
+                self.advance = record_graph(self)
+
+    def step(self) -> None:
+        """One step: gather a batch, estimate the ELBO, differentiate, move the weights."""
+        e = self.experiment
+        x = self.splits.train.batch(self.order.index_select(0, self.position)[0], self.noise)
+        w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
+        terms = objectives.ESTIMATORS[e.estimator](self.model, x, e, self.noise)
+        loss = -objectives.elbo(terms, w).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        means = torch.stack([loss, *(terms[name].mean() for name in TERMS[1:])]).detach()
+        self.terms.index_copy_(0, self.position, means[None])
+        self.position += 1
+        self.t += 1
+
+    def run(self) -> Iterator[dict]:
+        """Train to the end; yields the progress after every step. The best weights are loaded last.
+
+        The caller may stop between two steps and `save`: a new Trainer goes on from there. Raises
+        NonFiniteLoss at once on a CPU, within 50 steps on a GPU; the last checkpoint stays good.
+        """
+        e, progress = self.experiment, self.progress
+        look = 1 if self.device.type == "cpu" else 50  # a look waits for the device
+        if progress["step"] == 0:
+            self.save()
+        while not progress["stopped"]:
+            if int(self.position) == 0:
+                order = torch.randperm(e.train_size, generator=self.shuffle)
+                self.order.copy_(order[:self.order.numel()].view_as(self.order))
+            start, first = time.perf_counter(), progress["step"] % e.steps_per_epoch
+            for position in range(first, e.steps_per_epoch):
+                self.advance()
+                progress["step"] += 1
+                if (position + 1) % look == 0 or position + 1 == e.steps_per_epoch:
+                    self._check_finite(position + 1)
+                    progress["now"] = self.terms[position]
+                now = time.perf_counter()
+                progress["seconds"]["training"] += now - start
+                yield progress
+                start = time.perf_counter()
+            self._end_epoch()
+            self.save()
+            yield progress
+        self.writer.wait()
+        self.model.load_state_dict(self.best)
+
+    def save(self) -> None:
+        """Write the checkpoint, in the background: training goes on from a copy."""
+        if self.checkpoint is not None:
+            with self.clock("checkpoints"):
+                self.writer.save(self, self.checkpoint)
+
+    def _end_epoch(self) -> None:
+        e, progress = self.experiment, self.progress
+        with self.clock("validation"):
+            loss = validation_loss(self.model, self.splits.validation, e)
+        progress["epoch"] += 1
+        means = dict(zip(TERMS, self.terms.double().mean(0).tolist(), strict=True))
+        progress["curves"].append({"epoch": progress["epoch"], "step": progress["step"], **means,
+                                   "validation_loss": loss,
+                                   "seconds": progress["seconds"]["training"]})
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"The validation loss is {loss} after epoch {progress['epoch']}. "
+                                + self.kept())
+        if loss < progress["best_loss"]:
+            progress |= {"best_loss": loss, "best_epoch": progress["epoch"], "waited": 0}
+            for name, value in self.model.state_dict().items():
+                self.best[name].copy_(value)
+        else:
+            progress["waited"] += 1
+        if progress["waited"] >= e.patience:
+            progress["stopped"] = f"no better validation loss for {e.patience} epochs"
+        elif progress["epoch"] >= e.epochs:
+            progress["stopped"] = f"all {e.epochs} epochs done"
+        self.position.zero_()
+
+    def _check_finite(self, done: int) -> None:
+        bad = (~self.terms[:done].isfinite()).nonzero()
+        if len(bad):
+            position, term = bad[0].tolist()
+            terms = self.terms[position].tolist()
+            term = next((i for i in (1, 2, 3) if not math.isfinite(terms[i])), term)
+            step = self.progress["epoch"] * self.experiment.steps_per_epoch + position + 1
+            raise NonFiniteLoss(f"{TERMS[term]} is {terms[term]} at step {step}, in epoch "
+                                f"{self.progress['epoch'] + 1}. {self.kept()}")
+
+    def kept(self) -> str:
+        self.writer.wait()
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return "No checkpoint was asked for."
+        return f"The last good checkpoint is kept in {self.checkpoint}."
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds = self.progress["seconds"]
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def validation_loss(model: GMVAE, pixels: Pixels, experiment: Experiment) -> float:
+    """Negative ELBO at w = 1, nats an image: the same measure for every estimator and every step.
+
+    One exact sample of y and one of z an image, which makes it an unbiased estimate of eq. 5, from
+    the same noise each time.
+    """
+    noise = torch.Generator(pixels.values.device).manual_seed(derived_seed(experiment.seed, "validation"))
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        for start in range(0, len(pixels), EVALUATION_BATCH):
+            x = pixels.batch(slice(start, start + EVALUATION_BATCH))
+            terms = objectives.score_function(model, x, experiment, noise)
+            total -= objectives.elbo(terms).double().sum().cpu()
+    return float(total) / len(pixels)
+
+
+def record_graph(trainer: Trainer):
+    """The trainer's step as one CUDA graph; calling the result replays it.
+
+    A replay launches every kernel of a step at once, where Python would launch them one by one.
+    The warm-up that recording needs takes real steps; the state is put back afterwards.
+    """
+    before = {name: tensor.clone() for name, tensor in checkpoints.tensors(trainer).items()}
+    side = torch.cuda.Stream(trainer.device)
+    side.wait_stream(torch.cuda.current_stream(trainer.device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            trainer.position.zero_()
+            trainer.step()
+    torch.cuda.current_stream(trainer.device).wait_stream(side)
+    trainer.position.zero_()
+    trainer.optimiser.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(trainer.noise)
+    with torch.cuda.graph(graph):
+        trainer.step()
+    checkpoints.restore(trainer, before)
+    return graph.replay
+
+
+def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
+    """Run a trainer to its end, with a progress bar. Ctrl-C saves a checkpoint, then interrupts.
+
+    Args:
+        progress_bar: None shows one only on a terminal.
+    """
+    e, done = trainer.experiment, trainer.progress["step"]
+    hide = not sys.stderr.isatty() if progress_bar is None else not progress_bar
+    with (tqdm(total=e.epochs * e.steps_per_epoch, initial=done, disable=hide, unit="step",
+               desc=e.id, mininterval=0.5) as bar, _interrupt_between_steps() as interrupted):
+        for progress in trainer.run():
+            bar.update(progress["step"] - bar.n)
+            if not hide and "now" in progress and bar.n % 10 == 0:
+                loss, log_px, kl_z, kl_y = progress["now"].tolist()
+                rate = progress["step"] * e.batch_size / progress["seconds"]["training"]
+                bar.set_postfix_str(f"loss {loss:.2f} = -({log_px:.2f}) + kl_z {kl_z:.2f} + w * "
+                                    f"kl_y {kl_y:.2f}, {rate:.0f} images/s", refresh=False)
+            if interrupted.is_set():
+                trainer.save()
+                trainer.writer.wait()
+                raise KeyboardInterrupt(trainer.kept())
+
+
+@contextlib.contextmanager
+def _interrupt_between_steps() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that no step is torn in two. A second one interrupts."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed for one use of randomness, so that no two uses share a stream."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:7], "big")

@@ -1,0 +1,20 @@
+"""What every test runs under: the quick scale, no progress bars, no window, no user's data."""
+
+import os
+
+import matplotlib
+import pytest
+
+# In the environment, because the kernels of the chapters inherit it.
+os.environ["CGMVAE_PRESET"] = "quick"
+os.environ["TQDM_DISABLE"] = "1"
+os.environ.pop("MPLBACKEND", None)  # with it set, a kernel draws no figures
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_data_folder(tmp_path_factory):
+    """An empty data folder: a test must not pass or fail by what this machine has downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CGMVAE_DATA", str(tmp_path_factory.mktemp("data")))
+        yield

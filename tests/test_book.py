@@ -1,0 +1,119 @@
+"""The book as a reader gets it: built with warnings as errors, and its pages looked into.
+
+BOOK=_build/html checks pages that are there already instead of building them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parents[1]
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"]] + [page["file"] for part in TOC["parts"] for page in part["chapters"]]
+CHAPTERS = [page for page in PAGES if page.split("/")[-1][0].isdigit()]
+
+
+def build(source: Path, output: Path) -> subprocess.CompletedProcess:
+    """The build of `make book`, of any folder and into any folder."""
+    tool = Path(sys.executable).with_name("jupyter-book")
+    return subprocess.run([tool, "build", source, "--path-output", output, "--all", "-W",
+                           "--keep-going"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
+
+
+def sources() -> dict[Path, float]:
+    """Every file of the repository that a chapter could touch, and when it was written."""
+    files = [path for folder in ("chapters", "results") for path in (ROOT / folder).rglob("*")]
+    return {path: path.stat().st_mtime for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory) -> Path:
+    """The folder of the pages, built outside the repository with nothing kept from before."""
+    if "BOOK" in os.environ:
+        return ROOT / os.environ["BOOK"]
+    output = tmp_path_factory.mktemp("book")
+    before = sources()
+    done = build(ROOT, output)
+    assert sources() == before, "the build wrote into the repository"
+    wrong = [line for line in done.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
+    assert done.returncode == 0, "\n".join(wrong) + "\n" + done.stdout[-3000:]
+    return output / "_build" / "html"
+
+
+def page(book: Path, name: str) -> BeautifulSoup:
+    return BeautifulSoup((book / f"{name}.html").read_text(), "html.parser")
+
+
+def title(name: str) -> str:
+    """The first heading of the source of a page."""
+    path = ROOT / f"{name}.ipynb"
+    if path.is_file():
+        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells
+                         if cell.cell_type == "markdown")
+    else:
+        text = (ROOT / f"{name}.md").read_text()
+    return next(line for line in text.splitlines() if line.startswith("# ")).removeprefix("# ")
+
+
+def letters(text: str) -> str:
+    """Text without the marks by which a heading differs from its source."""
+    return "".join(filter(str.isalnum, text))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_says_what_it_should(book, name):
+    article = page(book, name).find("article")
+    assert letters(title(name)) in letters(article.find("h1").get_text())
+    assert len(article.get_text().split()) > 50
+    assert "Traceback" not in article.get_text()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_has_its_figures(book, name):
+    images = [image["src"] for image in page(book, name).find("article").find_all("img")]
+    assert images, "no figure"
+    for source in images:
+        if not source.startswith("data:"):
+            assert ((book / name).parent / unquote(source)).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(book, name):
+    """Every link inside the book: the page is there, and so is the place in it."""
+    here = book / f"{name}.html"
+    for link in page(book, name).find("article").find_all("a", href=True):
+        url = urlsplit(link["href"])
+        if url.scheme or url.netloc:
+            continue
+        target = (here.parent / unquote(url.path)).resolve() if url.path else here
+        assert target.is_file(), link["href"]
+        if url.fragment and target.suffix == ".html":
+            there = BeautifulSoup(target.read_text(), "html.parser")
+            assert there.find(id=unquote(url.fragment)), link["href"]
+
+
+def test_status_page_lists_every_chapter(book):
+    table = page(book, "chapters/status").find("article").find("table").get_text()
+    assert [name for name in CHAPTERS if name not in table] == []
+
+
+def test_a_broken_cell_fails_the_build(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "_static", source / "_static")
+    for name in ("_config.yml", "references.bib"):
+        shutil.copy(ROOT / name, source)
+    (source / "_toc.yml").write_text("format: jb-book\nroot: broken\n")
+    cells = [nbformat.v4.new_markdown_cell("# Broken"), nbformat.v4.new_code_cell("1 / 0")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), source / "broken.ipynb")
+    done = build(source, tmp_path)
+    assert done.returncode != 0
+    assert "ZeroDivisionError" in done.stdout

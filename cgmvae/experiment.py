@@ -47,7 +47,7 @@ PADDINGS = ("same", "valid")
 PRESETS = {
     "paper": {},
     "small": {"train_limit": 20_000, "epochs": 20},
-    "quick": {"epochs": 6, "batch_size": 32, "annealing_steps": 100, "iw_samples": 10},
+    "quick": {"epochs": 6, "batch_size": 32, "iw_samples": 10},
 }
 """Scales: the paper's, one for a laptop's hour, one for a laptop's minute (on a sample)."""
 

@@ -55,13 +55,13 @@ class GMVAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """The shared encoding h (B, 512) of x (B, C, H, W)."""
         with self._networks(x):
-            return self.encoder(x).float()
+            return _wide(self.encoder(x))
 
     def log_q_y(self, h: Tensor) -> Tensor:
         """ln q(y|x) for every label: (B, K) from h (B, 512)."""
         with self._networks(h):
             logits_y = self.q_y_layers(h)
-        return F.log_softmax(logits_y.float(), -1)
+        return F.log_softmax(_wide(logits_y), -1)
 
     def log_p_y(self) -> float:
         """ln p(y) = -ln K, the same for every label (eq. 2)."""
@@ -74,7 +74,7 @@ class GMVAE(nn.Module):
     def q_z_h(self, h: Tensor) -> Tensor:
         """The half of the first layer of q(z|x, y) that does not depend on y: (B, 512)."""
         with self._networks(h):
-            return self.q_z_from_h(h).float()
+            return _wide(self.q_z_from_h(h))
 
     def q_z_given(self, from_h: Tensor, y: Tensor) -> Normal:
         """q(z|x, y) from the result of `q_z_h`; labels (K, 1) give all of (K, B, D) at once."""
@@ -104,9 +104,8 @@ class GMVAE(nn.Module):
 
     def x_mean(self, z: Tensor) -> Tensor:
         """The mean of p(x|z) as images (N, C, H, W), from z (N, D)."""
-        channels, height, width = self.decoder.map_shape
         with self._networks(z):
-            image = interleave(self.decoder(z).float())
+            image = interleave(_wide(self.decoder(z)))
         return image.clamp(0, 1) if self.likelihood == "gaussian" else image.sigmoid()
 
     def _decode(self, z: Tensor) -> Tensor:
@@ -116,10 +115,15 @@ class GMVAE(nn.Module):
         """
         with self._networks(z):
             phases = self.decoder(z.reshape(-1, self.z_dim))
-        return phases.permute(0, 2, 3, 1).reshape(*z.shape[:-1], -1).float()
+        return _wide(phases.permute(0, 2, 3, 1).reshape(*z.shape[:-1], -1))
 
     def _networks(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def _wide(result: Tensor) -> Tensor:
+    """A network's result as float32 where it came in bfloat16; float64, as in the tests, stays."""
+    return result.float() if result.dtype == torch.bfloat16 else result
 
 
 def _linear(layer: nn.Linear, y: Tensor) -> Tensor:
@@ -132,5 +136,5 @@ def _linear(layer: nn.Linear, y: Tensor) -> Tensor:
 
 def _normal(parameters: Tensor) -> Normal:
     """A diagonal normal from its mean and log-variance, side by side in (..., 2D)."""
-    mean, log_variance = parameters.float().chunk(2, -1)
+    mean, log_variance = _wide(parameters).chunk(2, -1)
     return Normal(mean, (log_variance / 2).exp(), validate_args=False)

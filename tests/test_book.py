@@ -106,6 +106,13 @@ def test_status_page_lists_every_chapter(book):
     assert [name for name in CHAPTERS if name not in table] == []
 
 
+def test_reference_misreads_no_docstring(book):
+    """Text before a colon in the first line of a constant's or property's docstring reads as a type."""
+    fields = page(book, "chapters/api").find("article").find_all("dt")
+    types = [field for field in fields if field.get_text().startswith("Type")]
+    assert [str(field.find_next("dd").get_text()) for field in types] == []
+
+
 def test_a_broken_cell_fails_the_build(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(ROOT / "_static", source / "_static")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import time
+from pathlib import Path
 
-from cgmvae import checkpoints, data, records, training
+from cgmvae import checkpoints, data, records, sweep, training
 from cgmvae.devices import COMPILATIONS, PRECISIONS
 from cgmvae.experiment import DATASETS, PRESETS, Experiment, ExperimentError, preset
 
@@ -32,6 +34,18 @@ def parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="print what the records say")
     table.add_argument("--results", help="folder of the records")
     table.set_defaults(task=_table)
+
+    many = commands.add_parser("sweep", help="run what is missing of a table, or show what is there")
+    many.add_argument("table", help=", ".join(sweep.TABLES))
+    many.add_argument("--status", action="store_true", help="only show what is there")
+    many.add_argument("--publish", action="store_true",
+                      help="write the median seed's model of each cell to results/checkpoints")
+    many.add_argument("--minutes", type=float, default=60 * 24 * 7, help="stop after so many")
+    many.add_argument("--out", type=Path, help="results folder to write to")
+    many.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    many.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
+    many.add_argument("--at-once", type=int, help="runs that share the device (1; 8 on a GPU)")
+    many.set_defaults(task=_sweep)
 
     fetch = commands.add_parser("data", help="download a data set and check it")
     fetch.add_argument("dataset", help=", ".join(DATASETS))
@@ -60,6 +74,22 @@ def _table(args: argparse.Namespace) -> None:
         return
     varied = [c for c in table.columns if table[c].astype(str).nunique() > 1 or c == "n"]
     print(table[varied].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    out = args.out or records.results_folder()
+    sweep.runs(args.table)  # the name is right before anything starts
+    if args.publish:
+        for path in sweep.publish(args.table, out):
+            print(path)
+        return
+    if not args.status:
+        start = time.monotonic()
+        finished = sweep.sweep(args.table, out=out, minutes=args.minutes, device=args.device,
+                               precision=args.precision, at_once=args.at_once)
+        hours = (time.monotonic() - start) / 3600
+        print(f"{finished} runs finished, {finished / hours:.1f} an hour")
+    print(sweep.status(args.table, [records.results_folder(), out]).to_string(index=False))
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -21,7 +21,8 @@ from cgmvae.experiment import Experiment
 if TYPE_CHECKING:
     from cgmvae.training import Trainer
 
-FORMAT = "cgmvae checkpoint 1"
+RUN, WEIGHTS = "cgmvae checkpoint 1", "cgmvae weights 1"
+"""The two kinds of file: a run on its way, and a finished model."""
 
 
 class CheckpointError(RuntimeError):
@@ -60,7 +61,7 @@ class Writer:
         """Copy the state now, write it soon. Raises what the last write raised."""
         self.wait()
         progress = {k: v for k, v in trainer.progress.items() if k != "now"}
-        header = {"format": FORMAT, "experiment": json.dumps(trainer.experiment.as_dict()),
+        header = {"format": RUN, "experiment": json.dumps(trainer.experiment.as_dict()),
                   "progress": json.dumps(progress), "device": trainer.device.type,
                   "precision": trainer.precision}
         copies = {k: v.detach().clone(memory_format=torch.contiguous_format)
@@ -82,29 +83,35 @@ def write(state: dict[str, Tensor], header: dict[str, str], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header of a file that `write` wrote. Raises CheckpointError."""
+def header(path: Path, kind: str) -> dict[str, str]:
+    """The text header of a file of this kind. Raises CheckpointError for any other file."""
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") == FORMAT:
-                return {k: file.get_tensor(k) for k in file.keys()}, header
+            text = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a checkpoint ({error}). Nothing was read from it. "
                               "Move it away to start the run anew.") from error
-    raise CheckpointError(f"{path} is not a checkpoint of this package. Move it away to start the "
-                          "run anew.")
+    if text.get("format") != kind:
+        raise CheckpointError(f"{path} is not a {kind!r} file. Move it away to start the run anew.")
+    return text
+
+
+def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a file of this kind. Raises CheckpointError for any other."""
+    text = header(path, kind)
+    with safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, text
 
 
 def load(trainer: Trainer, path: Path) -> None:
     """Bring a trainer to where the checkpoint was taken. Raises CheckpointError."""
-    saved, header = read(path)
-    theirs, ours = json.loads(header["experiment"]), trainer.experiment.as_dict()
+    saved, text = read(path, RUN)
+    theirs, ours = json.loads(text["experiment"]), trainer.experiment.as_dict()
     differs = [f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here"
                for k in ours if theirs.get(k) != ours.get(k)]
     for name, value in (("device", trainer.device.type), ("precision", trainer.precision)):
-        if header[name] != value:
-            differs.append(f"{name} is {header[name]!r} there and {value!r} here")
+        if text[name] != value:
+            differs.append(f"{name} is {text[name]!r} there and {value!r} here")
     if differs:
         raise CheckpointError(f"{path} is the checkpoint of another run: {'; '.join(differs)}. "
                               "Move it away to start this run anew, or ask for that run.")
@@ -113,7 +120,7 @@ def load(trainer: Trainer, path: Path) -> None:
                                               if not k.startswith("random.")):
         raise CheckpointError(f"{path} lacks a part of the run. Move it away to start it anew.")
     restore(trainer, saved)
-    trainer.progress = json.loads(header["progress"])
+    trainer.progress = json.loads(text["progress"])
 
 
 def save_weights(model: torch.nn.Module, experiment: Experiment, path: Path,
@@ -121,15 +128,15 @@ def save_weights(model: torch.nn.Module, experiment: Experiment, path: Path,
     """Write a finished model: its weights, and its experiment in the header."""
     state: dict[str, Any] = {k: (v.half() if half else v).contiguous()
                              for k, v in model.state_dict().items()}
-    write(state, {"format": FORMAT, "experiment": json.dumps(experiment.as_dict())}, path)
+    write(state, {"format": WEIGHTS, "experiment": json.dumps(experiment.as_dict())}, path)
 
 
 def load_weights(path: Path):
     """A finished model, on the CPU, and its experiment. Raises CheckpointError."""
     from cgmvae.model import GMVAE
 
-    saved, header = read(path)
-    experiment = Experiment(**json.loads(header["experiment"]))
+    saved, text = read(path, WEIGHTS)
+    experiment = Experiment(**json.loads(text["experiment"]))
     model = GMVAE(experiment)
     model.load_state_dict({k: v.float() for k, v in saved.items()})
     return model.eval(), experiment

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 DEFINITION = 1
@@ -272,8 +273,9 @@ def _typed(name: str, value: Any, kind: str) -> Any:
             number = float(value) if "float" in kind else int(value)
         except ValueError:
             pass
-    whole = isinstance(number, int) and not isinstance(number, bool)
+    real = isinstance(number, Real) and not isinstance(number, bool)  # NumPy's numbers too
     if "float" in kind:
-        return float(number) if whole or isinstance(number, float) else refuse(name, value, "a number")
+        return float(number) if real else refuse(name, value, "a number")
     least = 0 if name == "seed" else 1
-    return number if whole else refuse(name, value, f"a whole number of at least {least}")
+    whole = real and isinstance(number, Integral)
+    return int(number) if whole else refuse(name, value, f"a whole number of at least {least}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cgmvae import checkpoints, data, devices, records
-from cgmvae.experiment import PRESETS, Experiment, ExperimentError, one_of, preset
+from cgmvae.experiment import DATASETS, PRESETS, Experiment, ExperimentError, one_of, preset
 
 RUN_CHOICES = ("device", "precision", "compile", "results")
 FIELDS = tuple(f.name for f in dataclasses.fields(Experiment))
@@ -42,7 +42,9 @@ class Settings:
 
     def model(self, experiment: Experiment):
         """The trained model of a run that `run` has finished, on the CPU."""
-        return checkpoints.load_weights(records.Paths(self.results, experiment).weights)[0]
+        paths = records.Paths(self.results, experiment)
+        weights = paths.weights if paths.weights.exists() else paths.published
+        return checkpoints.load_weights(weights)[0]
 
     def _repr_markdown_(self) -> str:
         e, paper = self.experiment(), preset("paper", **self.choices)
@@ -81,13 +83,17 @@ def settings(scope: dict[str, Any]) -> Settings:
     else:
         results = records.results_folder()
     checked = Settings(scale, reason, choices, run_choices, results)
-    checked.experiment()  # raises now rather than later
+    place = devices.find_device(run_choices["device"])  # all of it raises now rather than later
+    devices.find_precision(run_choices["precision"], place)
+    devices.find_compilation(run_choices["compile"], place)
+    devices.check_memory(checked.experiment(), place)
     return checked
 
 
 def find_preset(name: str, dataset: str, device: str) -> tuple[str, str]:
     """The scale to run at and why. `auto`: the paper's with a GPU and the data, else quick."""
     one_of("preset", name, ("auto", *PRESETS))
+    one_of("dataset", dataset, DATASETS)
     if name != "auto":
         return name, "asked for"
     if devices.find_device(device).type == "cpu":

@@ -43,11 +43,11 @@ def run(experiment: Experiment, *, device: str = "auto", precision: str = "auto"
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.
         precision, compile: see `training.Trainer`.
-        results: the folder for runs/ and checkpoints/; None: `results_folder()`.
+        results: the folder for runs/ and weights/; None: `results_folder()`.
         progress_bar: None shows one only on a terminal.
 
     Returns:
-        The record, as in results/runs/ID.json; the weights are in results/checkpoints/.
+        The record, as in results/runs/ID.json; the weights are in results/weights/.
 
     Raises:
         ExperimentError, DataError, CheckpointError: bad input, before any work.
@@ -75,7 +75,8 @@ class Paths:
     def __init__(self, results: Path | str | None, experiment: Experiment) -> None:
         self.root = results_folder() if results is None else Path(results)
         self.record = self.root / "runs" / f"{experiment.id}.json"
-        self.weights = self.root / "checkpoints" / f"{experiment.id}.safetensors"
+        self.weights = self.root / "weights" / f"{experiment.id}.safetensors"
+        self.published = self.root / "checkpoints" / f"{experiment.id}.safetensors"
         self.checkpoint = self.root / "unfinished" / f"{experiment.id}.safetensors"
 
     def check_writable(self) -> None:
@@ -90,8 +91,11 @@ class Paths:
                                  f"'{self.root}' ({error}).") from error
 
 
-def finish(trainer: training.Trainer, digest: str, paths: Paths) -> Record:
-    """Evaluate a trained model and write its weights and record; the checkpoint goes."""
+def finish(trainer: training.Trainer, digest: str, paths: Paths, at_once: int = 1) -> Record:
+    """Evaluate a trained model and write its weights and record; the checkpoint goes.
+
+    `at_once` is how many runs shared the device meanwhile.
+    """
     e, progress = trainer.experiment, trainer.progress
     with trainer.clock("evaluation"):
         metrics = evaluation.evaluate(trainer.model, trainer.splits, e)
@@ -107,7 +111,8 @@ def finish(trainer: training.Trainer, digest: str, paths: Paths) -> Record:
                                                 / seconds["training"], 1),
                      "stopped": progress["stopped"], "final_train_kl_y": last["kl_y"],
                      "curves": progress["curves"]},
-        "environment": environment(trainer.device, trainer.precision, trainer.compile, digest)}
+        "environment": {**environment(trainer.device, trainer.precision, trainer.compile, digest),
+                        "runs_at_once": at_once}}
     checkpoints.save_weights(trainer.model, e, paths.weights)
     write(record, paths.record)
     paths.checkpoint.unlink(missing_ok=True)

@@ -1,0 +1,283 @@
+"""Seconds a step: the package, plain PyTorch and Pyro, side by side on the same cores.
+
+    python benchmarks/bench.py            # or `make bench`
+
+Each implementation lives in a process of its own, pinned to the same cores, so that no one's memory
+settings help another. They take turns, one timed step each, for as many rounds as asked; a ratio is
+taken within a round and its median and quartiles are reported. Prints the tables and saves
+results/benchmarks/DEVICE.json and two figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+from cgmvae import data, devices, figures, records, training
+from cgmvae.costs import count
+from cgmvae.experiment import Experiment, preset
+
+CELLS = [("mnist", "concrete", 10), ("cifar100", "concrete", 20),
+         ("mnist", "marginal", 10), ("cifar100", "marginal", 20)]
+KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+BOUNDS = {"float32": {"plain": 0.70, "pyro": 0.65}, "bf16": {"plain": 0.45, "pyro": 0.42}}
+BATCH = 128
+
+
+def random_splits(e: Experiment, device: torch.device) -> data.Splits:
+    """Random pixels of the right shape: a step's time does not depend on what is in the images."""
+    channels, height, width = e.image_shape
+    values = torch.randint(256, (4 * e.batch_size, height, width, channels), dtype=torch.uint8)
+    pixels = data.Pixels(values.to(device), e.binarisation)
+    return data.Splits(pixels, pixels, pixels, torch.zeros(4), torch.zeros(4))
+
+
+def ours(e: Experiment, device: torch.device, precision: str):
+    """The whole step as a run takes it: gather, scale, binarise, ELBO, gradients, Adam, terms."""
+    trainer = training.Trainer(e, random_splits(e, device), device, precision=precision)
+
+    def step() -> None:
+        trainer.position.zero_()
+        trainer.advance()
+    return step
+
+
+def plain(e: Experiment, device: torch.device):
+    """Plain PyTorch; its batch is ready in float32, which is a little less than ours has to do."""
+    from plain import PlainGMVAE, plain_concrete, plain_marginal
+
+    model = PlainGMVAE(e.image_shape, e.K, e.z_dim).to(device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x = torch.rand(e.batch_size, *e.image_shape, device=device).round()
+
+    def step() -> None:
+        optimiser.zero_grad()
+        if e.estimator == "marginal":
+            loss = plain_marginal(model, x, torch.randn(e.K, len(x), e.z_dim, device=device))
+        else:
+            uniform = torch.rand(len(x), e.K, device=device).clamp(1e-6, 1 - 1e-6)
+            loss = plain_concrete(model, x, torch.randn(len(x), e.z_dim, device=device), uniform)
+        loss.backward()
+        optimiser.step()
+    return step
+
+
+def pyro(e: Experiment, device: torch.device):
+    """The same networks in Pyro."""
+    from pyro_peer import PyroGMVAE, svi
+
+    torch.set_default_device(device)
+    inference = svi(PyroGMVAE(e.image_shape, e.K, e.z_dim), e.estimator)
+    x = torch.rand(e.batch_size, *e.image_shape).round()
+    return lambda: inference.step(x)
+
+
+def worker(pipe, name: str, e: Experiment, device_name: str, cores: set[int]) -> None:
+    """Build one implementation, then time a step whenever asked; answers (seconds, peak bytes)."""
+    with contextlib.suppress(AttributeError):
+        os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    sys.path.insert(0, str(Path(__file__).parent))
+    device = torch.device(device_name)
+    kind, _, precision = name.partition(" ")
+    try:
+        step = ours(e, device, precision) if kind == "ours" else {"plain": plain, "pyro": pyro}[kind](e, device)
+        timer = Timer("step()", globals={"step": step}, num_threads=len(cores))
+        step()
+        pipe.send("ready")
+        while pipe.recv():
+            pipe.send((timed_on_device(step) if device.type == "cuda"
+                       else timer.timeit(1).median, peak_memory(device)))
+    except Exception as error:  # the parent decides what a failure means
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def timed_on_device(step) -> float:
+    """Seconds of a step by device events, the mean over 20 that follow one another."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    step()
+    start.record()
+    for _ in range(20):
+        step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / 20
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: of the process on a CPU, of torch's tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Bench:
+    """Times implementations in turns."""
+
+    def __init__(self, device: str, cores: set[int]) -> None:
+        self.device, self.cores = device, cores
+        self.spawn = multiprocessing.get_context("spawn")
+
+    def times(self, e: Experiment, names: list[str], rounds: int, budget: float) -> dict[str, dict]:
+        """Seconds of each round by name, and the peak memory; stops early past `budget` seconds."""
+        crew = {}
+        for name in names:
+            here, there = self.spawn.Pipe()
+            process = self.spawn.Process(target=worker, daemon=True,
+                                         args=(there, name, e, self.device, self.cores))
+            process.start()
+            if (answer := here.recv()) == "ready":
+                crew[name] = (here, process)
+            else:
+                print(f"  {name} on {e.id}: {answer}", file=sys.stderr)
+                process.join()
+        seconds: dict[str, list[float]] = {name: [] for name in crew}
+        peak: dict[str, int] = {}
+        start = time.perf_counter()
+        for _ in range(rounds):
+            for name, (pipe, _process) in crew.items():
+                pipe.send(True)
+                answer = pipe.recv()
+                if isinstance(answer, str):
+                    raise RuntimeError(f"{name} on {e.id}: {answer}")
+                seconds[name].append(answer[0])
+                peak[name] = answer[1]
+            if len(seconds) and len(seconds[names[0]]) >= 3 and time.perf_counter() - start > budget:
+                break
+        for pipe, process in crew.values():
+            pipe.send(False)
+            process.join()
+        return {name: {"seconds": s, "peak_bytes": peak[name]} for name, s in seconds.items()}
+
+
+def gemm_rate(precision: str, device: str, cores: set[int]) -> float:
+    """Measured operations a second of a large matrix product: the limit that the floor is taken at."""
+    with contextlib.suppress(AttributeError):
+        os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    size = 8192 if device == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=len(cores))
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=2).median
+
+
+def ratio(mine: list[float], theirs: list[float]) -> list[float]:
+    """Lower quartile, median, upper quartile of the ratio within each round."""
+    return statistics.quantiles([m / t for m, t in zip(mine, theirs, strict=True)], n=4)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """All measurements, as the JSON file holds them."""
+    device = devices.find_device(args.device)
+    cores = set(range(args.cores))
+    with contextlib.suppress(AttributeError):
+        cores = set(sorted(os.sched_getaffinity(0))[-args.cores:])
+    bench = Bench(device.type, cores)
+    precisions = ["float32", *(["tf32"] if device.type == "cuda" else []),
+                  *(["bf16"] if has_bf16(device) else [])]
+    implementations = ["plain", "pyro", *(f"ours {p}" for p in precisions)]
+    environment = records.environment(device, "see cells", "auto", "random pixels")
+    out = {"environment": {**environment, "threads": len(cores)}, "batch_size": BATCH,
+           "budget_seconds": args.budget,
+           "gemm": {p: gemm_rate(p, device.type, cores) for p in precisions}, "cells": [], "sweep": []}
+    for dataset, estimator, K in CELLS:
+        e = preset("paper", dataset=dataset, estimator=estimator, K=K, batch_size=BATCH)
+        timed = bench.times(e, implementations, args.rounds, budget=600)
+        cell = {"dataset": dataset, "estimator": estimator, "K": K,
+                "operations": count(e).of(estimator, K) * BATCH, "times": timed}
+        out["cells"].append(cell)
+        print_cell(cell, out["gemm"])
+    for estimator in ("concrete", "marginal"):
+        active = ["plain", "pyro", f"ours {precisions[-1] if device.type == 'cuda' else 'float32'}"]
+        for K in KS:
+            e = preset("paper", dataset=args.dataset, estimator=estimator, K=K, batch_size=BATCH)
+            timed = bench.times(e, active, args.sweep_rounds, budget=args.budget)
+            out["sweep"].append({"dataset": args.dataset, "estimator": estimator, "K": K,
+                                 "operations": count(e).of(estimator, K) * BATCH, "times": timed})
+            line = "  ".join(f"{n} {1000 * statistics.median(t['seconds']):9.1f} ms "
+                             f"{t['peak_bytes'] / 2**30:5.2f} GiB" for n, t in timed.items())
+            print(f"{args.dataset} {estimator} K={K}: {line}", flush=True)
+            # Past the budget an implementation is not asked for larger K.
+            active = [n for n in active if n in timed
+                      and statistics.median(timed[n]["seconds"]) < args.budget / 4]
+            if not active:
+                break
+    return out
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32 ones here."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    flags = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def print_cell(cell: dict, gemm: dict[str, float]) -> None:
+    """One cell: medians, ratios with quartiles, share of the counted floor."""
+    times = {name: t["seconds"] for name, t in cell["times"].items()}
+    print(f"\n{cell['dataset']} {cell['estimator']} K={cell['K']}: "
+          f"{cell['operations'] / 1e9:.1f} GFLOP a step")
+    for name, seconds in times.items():
+        precision = name.partition(" ")[2] or "float32"
+        floor = cell["operations"] / gemm[precision]
+        text = f"  {name:13} {1000 * statistics.median(seconds):8.1f} ms, " \
+               f"{floor / statistics.median(seconds):4.0%} of the {precision} GEMM rate"
+        for peer in ("plain", "pyro"):
+            if name.startswith("ours") and peer in times:
+                low, middle, high = ratio(seconds, times[peer])
+                bound = BOUNDS.get(precision, {}).get(peer)
+                verdict = "" if bound is None else (" ok" if middle <= bound else f" over {bound}")
+                text += f";  {middle:.2f} [{low:.2f}, {high:.2f}] of {peer}{verdict}"
+        print(text, flush=True)
+
+
+def save(out: dict, folder: Path) -> Path:
+    """DEVICE.json and the two figures, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", out["environment"]["device_name"]).strip("-").lower()
+    path = folder / f"{name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(out, indent=1) + "\n")
+    os.replace(temporary, path)
+    figures.style()
+    figures.step_time_against_K(out).savefig(path.with_suffix(".steps.png"))
+    figures.share_of_limit(out).savefig(path.with_suffix(".share.png"))
+    return path
+
+
+def main() -> None:
+    """Parse, measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--cores", type=int, default=1, help="CPU cores that all share (1)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each in Table 1's cells")
+    parser.add_argument("--sweep-rounds", type=int, default=5, help="the same for the sweep over K")
+    parser.add_argument("--dataset", default="mnist", help="of the sweep over K")
+    parser.add_argument("--budget", type=float, default=30.0,
+                        help="seconds: a K stops there, and who needs a quarter of it for a step is "
+                             "not asked for a larger K")
+    parser.add_argument("--out", type=Path, help="folder (results/benchmarks)")
+    args = parser.parse_args()
+    out = run(args)
+    print(f"\nsaved in {save(out, args.out or records.results_folder() / 'benchmarks')}")
+
+
+if __name__ == "__main__":
+    main()

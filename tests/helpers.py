@@ -1,0 +1,138 @@
+"""What several test files use: small experiments, and a model small enough to enumerate."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from cgmvae import data, training
+from cgmvae.experiment import Experiment
+
+CPU = torch.device("cpu")
+
+
+def small(**changes) -> Experiment:
+    """An experiment on real digits whose run takes about a second: 3 epochs of 5 steps."""
+    return Experiment(**{"dataset": "mnist-sample", "train_limit": 60, "batch_size": 10,
+                         "epochs": 3, "annealing_steps": 20, "iw_samples": 2, "z_dim": 8,
+                         **changes})
+
+
+def trainer(experiment: Experiment, **choices) -> training.Trainer:
+    """A trainer on the CPU with the experiment's images."""
+    splits = data.split(experiment, data.load(experiment.dataset), CPU)
+    return training.Trainer(experiment, splits, CPU, **choices)
+
+
+def within(samples: Tensor, exact: Tensor | float, errors: float = 4.0) -> bool:
+    """Whether the mean over the first dimension is within so many standard errors of `exact`."""
+    error = samples.std(0) / math.sqrt(len(samples))
+    return bool(((samples.mean(0) - exact).abs() <= errors * error + 1e-12).all())
+
+
+class Toy(nn.Module):
+    """GMVAE's methods for K = 3, D = 1 and two pixels, in float64, all written anew.
+
+    A sum over 3 labels and a Gauss-Hermite rule over z give every expectation to about ten
+    digits, and so does automatic differentiation their gradients.
+    """
+
+    K, z_dim = 3, 1
+    decoder = SimpleNamespace(map_shape=(1, 1, 2), full1=SimpleNamespace(out_features=1))
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        random = np.random.default_rng(seed)
+        shapes = {"q_y_x": (2, 3), "q_y_0": (3,), "q_mean_x": (2, 1), "q_mean_y": (3, 1),
+                  "q_scale_x": (2, 1), "q_scale_y": (3, 1), "p_mean": (3, 1), "p_scale": (3, 1),
+                  "x_z": (1, 2), "x_0": (2,)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(random.normal(size=shape))))
+        with torch.no_grad():
+            self.q_scale_x.mul_(0.2)
+            self.q_scale_y.mul_(0.3)
+            self.p_scale.mul_(0.3)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x.double().flatten(1)
+
+    def log_q_y(self, h: Tensor) -> Tensor:
+        return torch.log_softmax(h @ self.q_y_x + self.q_y_0, -1)
+
+    def log_p_y(self) -> float:
+        return math.log(1 / 3)
+
+    def q_z_h(self, h: Tensor) -> Tensor:
+        return h
+
+    def q_z_given(self, h: Tensor, y: Tensor) -> Normal:
+        y = self._weights(y)
+        return Normal(h @ self.q_mean_x + y @ self.q_mean_y,
+                      (h @ self.q_scale_x + y @ self.q_scale_y - 0.5).exp())
+
+    def p_z(self, y: Tensor) -> Normal:
+        y = self._weights(y)
+        return Normal(y @ self.p_mean, (y @ self.p_scale).exp())
+
+    def log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
+        logits = torch.tanh(z @ self.x_z) * 2 + self.x_0
+        return Bernoulli(logits=logits).log_prob(x.double().flatten(1)).sum(-1)
+
+    @staticmethod
+    def _weights(y: Tensor) -> Tensor:
+        return y if y.is_floating_point() else nn.functional.one_hot(y, 3).double()
+
+
+def toy_images(copies: int) -> Tensor:
+    """Two different images of two pixels, each so many times: (2 copies, 1, 1, 2), float64."""
+    return torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double().repeat_interleave(copies, 0).view(-1, 1, 1, 2)
+
+
+def by_image(values: Tensor) -> Tensor:
+    """(2 copies,) to (copies, 2): a column an image of `toy_images`."""
+    return values.view(2, -1).T
+
+
+def hermite(normal: Normal, nodes: int = 80) -> tuple[Tensor, Tensor]:
+    """Points (nodes, *shape) and weights (nodes,) of E under a normal of any shape."""
+    points, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(nodes))
+    points = points.view(-1, *[1] * normal.loc.dim())
+    return normal.loc + normal.scale * points, weights / weights.sum()
+
+
+def exact_terms(toy: Toy, x: Tensor) -> dict[str, Tensor]:
+    """The exact terms of eq. 5 for each image, (B,), differentiable; `label_*` are (K, B)."""
+    h = toy.encode(x)
+    log_q_y = toy.log_q_y(h)
+    label_log_px, label_kl_z = [], []
+    for k in range(3):
+        y = torch.full((len(x),), k)
+        q_z, p_z = toy.q_z_given(h, y), toy.p_z(y)
+        z, weights = hermite(q_z)
+        label_log_px.append((weights[:, None] * toy.log_p_x(x, z)).sum(0))
+        label_kl_z.append(kl_divergence(q_z, p_z).sum(-1))
+    q_y = log_q_y.exp().T
+    return {"label_log_px": torch.stack(label_log_px), "label_kl_z": torch.stack(label_kl_z),
+            "log_px": (q_y * torch.stack(label_log_px)).sum(0),
+            "kl_z": (q_y * torch.stack(label_kl_z)).sum(0),
+            "kl_y": sum(q_y[k] * (q_y[k].log() - math.log(1 / 3)) for k in range(3))}
+
+
+def exact_elbo(toy: Toy, x: Tensor) -> Tensor:
+    """Eq. 5 for each image, (B,), differentiable."""
+    terms = exact_terms(toy, x)
+    return terms["log_px"] - terms["kl_z"] - terms["kl_y"]
+
+
+def exact_log_p_x(toy: Toy, x: Tensor) -> Tensor:
+    """ln p(x) for each image, (B,)."""
+    parts = []
+    for k in range(3):
+        z, weights = hermite(toy.p_z(torch.full((len(x),), k)))
+        parts.append((weights[:, None] * toy.log_p_x(x, z).exp()).sum(0))
+    return (sum(parts) / 3).log()

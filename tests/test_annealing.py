@@ -1,0 +1,41 @@
+"""The weight w_t of each schedule, at steps where its value is known."""
+
+import math
+
+import pytest
+import torch
+
+from cgmvae.annealing import SCHEDULES
+from cgmvae.experiment import SCHEDULES as NAMES
+
+AT = [0, 500, 2000, 4000, 10**6]
+KNOWN = {
+    "ramp": [0, 1 - math.exp(-0.25), 1 - math.exp(-1), 1 - math.exp(-2), 1],
+    "printed": [1, math.exp(-0.25), math.exp(-1), math.exp(-2), 0],
+    "linear": [0, 0.25, 1, 1, 1],
+    "none": [1, 1, 1, 1, 1],
+}
+
+
+def test_every_name_has_a_schedule():
+    assert set(SCHEDULES) == set(NAMES) == set(KNOWN)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_values_at_known_steps(name):
+    steps = None if name == "none" else 2000
+    numbers = [float(SCHEDULES[name](t, steps)) for t in AT]
+    assert numbers == pytest.approx(KNOWN[name], abs=1e-6)
+    tensors = SCHEDULES[name](torch.tensor(AT, dtype=torch.float32), steps)
+    assert tensors.tolist() == pytest.approx(KNOWN[name], abs=1e-6)
+
+
+def test_the_printed_formula_falls_and_the_ramp_rises():
+    t = torch.arange(0, 8000, 100.0)
+    assert (SCHEDULES["printed"](t, 2000).diff() < 0).all()
+    assert (SCHEDULES["ramp"](t, 2000).diff() > 0).all()
+
+
+@pytest.mark.parametrize("name", ("ramp", "printed", "linear"))
+def test_the_time_scale_is_in_steps(name):
+    assert SCHEDULES[name](30.0, 100) == pytest.approx(float(SCHEDULES[name](600.0, 2000)))

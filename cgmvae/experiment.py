@@ -134,7 +134,8 @@ class Experiment:
         for name in ("K", "z_dim", "annealing_steps", "decoder_units", "batch_size", "epochs",
                      "patience", "iw_samples"):
             at_least(name, getattr(self, name), 1)
-        at_least("seed", self.seed, 0)
+        if not 0 <= self.seed < 2**63:
+            refuse("seed", self.seed, "a whole number from 0 to 2**63 - 1")
         for name in ("tau", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 refuse(name, getattr(self, name), "a number above 0")

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
+from cgmvae.comparison import PAPER, Cell
 from cgmvae.model import GMVAE
 from cgmvae.records import Record, curves
 
@@ -152,4 +153,29 @@ def share_of_limit(benchmark: dict) -> Figure:
                     [f"{c['dataset']}\n{c['estimator']}, K = {c['K']}" for c in cells])
     axis.set(ylabel="share of the GEMM rate", ylim=(0, 1))
     axis.legend(ncols=len(names))
+    return figure
+
+
+def table1_dots(cells: dict[tuple[str, str], Cell]) -> Figure:
+    """Every seed of Table 1 as a dot, its mean as a line, the paper's mean ± sd as a band."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+    for axis, dataset in zip(axes, ("mnist", "cifar100"), strict=True):
+        for i, estimator in enumerate(("marginal", "concrete")):
+            paper, cell = PAPER[dataset, estimator], cells[dataset, estimator]
+            axis.fill_between([i - 0.35, i + 0.35], paper.log_px - paper.log_px_sd,
+                              paper.log_px + paper.log_px_sd, color=COLOURS["paper"], alpha=0.25,
+                              label="paper, mean ± sd" if i == 0 else None)
+            axis.plot([i - 0.35, i + 0.35], [paper.log_px] * 2, color=COLOURS["paper"])
+            if cell.n:
+                jitter = np.linspace(-0.15, 0.15, cell.n) if cell.n > 1 else np.zeros(1)
+                axis.plot(i + jitter, cell.log_px, MARKERS[estimator], color=COLOURS[estimator],
+                          label=f"{estimator}, ours (n = {cell.n})")
+                axis.plot([i - 0.2, i + 0.2], [cell.log_px.mean()] * 2, color=COLOURS[estimator])
+            else:
+                axis.annotate("no run yet", (i, paper.log_px), xytext=(0, 4), textcoords="offset points",
+                              ha="center")
+        axis.set_xticks([0, 1], ["GMVAE\n(marginal)", "Concrete\nGMVAE"])
+        axis.set(title=dataset, xlim=(-0.6, 1.6))
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("test E[ln p(x|y,z)] (nats)")
     return figure

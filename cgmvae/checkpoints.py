@@ -66,6 +66,8 @@ class Writer:
                   "precision": trainer.precision}
         copies = {k: v.detach().clone(memory_format=torch.contiguous_format)
                   for k, v in tensors(trainer).items()}
+        if trainer.device.type == "cuda":  # the thread reads on another stream
+            torch.cuda.current_stream(trainer.device).synchronize()
         self.pending = self.thread.submit(write, copies, header, path)
 
     def wait(self) -> None:

@@ -43,8 +43,9 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     """
     was_training = model.training
     model.eval()
-    noise = Generator(splits.test.values.device).manual_seed(derived_seed(experiment.seed, "test"))
-    means, q_y, labels = _sums(model, splits.test, experiment.iw_samples, noise)
+    noise, weights = (Generator(splits.test.values.device).manual_seed(
+        derived_seed(experiment.seed, use)) for use in ("test", "importance weights"))
+    means, q_y, labels = _sums(model, splits.test, experiment.iw_samples, noise, weights)
     model.train(was_training)
     q_y = q_y.mean(0)
     shares = np.bincount(labels, minlength=model.K) / len(labels)
@@ -56,8 +57,8 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
 
 
 @torch.no_grad()
-def _sums(model: GMVAE, pixels: Pixels, samples: int,
-          noise: Generator) -> tuple[dict[str, float], Tensor, np.ndarray]:
+def _sums(model: GMVAE, pixels: Pixels, samples: int, noise: Generator,
+          weights: Generator) -> tuple[dict[str, float], Tensor, np.ndarray]:
     total: dict[str, float] = {}
     all_q_y, all_labels = [], []
     for start in range(0, len(pixels), EVALUATION_BATCH):
@@ -67,7 +68,7 @@ def _sums(model: GMVAE, pixels: Pixels, samples: int,
         y = log_q_y.argmax(-1)
         from_h = model.q_z_h(h)
         log_px, _ = given_y(model, x, from_h, y, _normal_noise(model, x, noise))
-        log_w = torch.stack([importance_weight(model, x, from_h, log_q_y, noise)
+        log_w = torch.stack([importance_weight(model, x, from_h, log_q_y, weights)
                              for _ in range(samples)])
         batch = {"test_log_px": log_px,
                  "test_kl_z": kl_divergence(model.q_z_given(from_h, y), model.p_z(y)).sum(-1),

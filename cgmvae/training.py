@@ -62,6 +62,7 @@ class Trainer:
         keep_freed_memory()
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
         e = experiment
         with torch.random.fork_rng(devices=[]):  # the same first weights on every device
             torch.manual_seed(derived_seed(e.seed, "weights"))
@@ -121,7 +122,8 @@ class Trainer:
             if int(self.position) == 0:
                 order = torch.randperm(e.train_size, generator=self.shuffle)
                 self.order.copy_(order[:self.order.numel()].view_as(self.order))
-            start, first = time.perf_counter(), progress["step"] % e.steps_per_epoch
+            start = time.perf_counter()
+            first = progress["step"] - progress["epoch"] * e.steps_per_epoch
             for position in range(first, e.steps_per_epoch):
                 self.advance()
                 progress["step"] += 1

@@ -1,0 +1,140 @@
+"""The sweep: which runs are in a table, what is done, and a kill at any moment."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cgmvae import checkpoints, records, sweep
+from cgmvae.__main__ import main
+from cgmvae.experiment import ExperimentError
+
+CELL = {"dataset": "mnist-sample", "train_limit": 60, "batch_size": 10, "epochs": 4, "iw_samples": 2,
+        "z_dim": 8}
+TINY = ("quick", 2, [{**CELL, "estimator": e} for e in ("concrete", "marginal")])
+SCRIPT = f"""
+import sys, pathlib
+from cgmvae import sweep
+sweep.TABLES["tiny"] = {TINY!r}
+print(sweep.sweep("tiny", out=pathlib.Path(sys.argv[1]), minutes=float(sys.argv[2]), at_once=2))
+"""
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setitem(sweep.TABLES, "tiny", TINY)
+    monkeypatch.setenv("CGMVAE_RESULTS", str(tmp_path / "book"))
+    return tmp_path / "out"
+
+
+def results(folder) -> dict:
+    """What must be the same after a kill: everything but seconds."""
+    found = {}
+    for r in records.read_all(folder):
+        curves = [{k: v for k, v in row.items() if k != "seconds"} for row in r["progress"]["curves"]]
+        found[r["id"]] = json.dumps([r["metrics"], curves, r["progress"]["stopped"]])
+    return found
+
+
+def test_table1_is_44_runs_seed_by_seed_across_its_cells():
+    runs = sweep.runs("table1")
+    assert len({e.id for e in runs}) == len(runs) == 44
+    assert {e.seed for e in runs} == set(range(11))
+    assert [e.seed for e in runs[:5]] == [0, 0, 0, 0, 1]
+    assert len({(e.dataset, e.estimator) for e in runs[:4]}) == 4
+    assert all(e.preset == "paper" for e in runs)
+
+
+@pytest.mark.parametrize("name", list(sweep.TABLES))
+def test_no_table_holds_a_run_twice(name):
+    ids = [e.id for e in sweep.runs(name)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_an_unknown_table_is_refused_by_name(capsys):
+    with pytest.raises(ExperimentError, match="table must be one of 'table1'.*'tabel1'"):
+        sweep.runs("tabel1")
+    assert main(["sweep", "tabel1"]) == 2
+    assert "did you mean 'table1'" in capsys.readouterr().err
+
+
+def test_runs_taken_in_turn_end_as_they_do_one_by_one(tiny):
+    assert sweep.sweep("tiny", out=tiny, minutes=5, at_once=3) == 4
+    alone = tiny.parent / "alone"
+    for e in sweep.runs("tiny"):
+        records.run(e, results=alone)
+    assert results(tiny) == results(alone)
+    shared = {r["environment"]["runs_at_once"] for r in records.read_all(tiny)}
+    assert shared == {3} and {s.state for s in sweep.states("tiny", [tiny])} == {"done"}
+    assert sweep.sweep("tiny", out=tiny, minutes=5) == 0  # nothing is run twice
+
+
+def test_no_time_left_leaves_checkpoints_that_the_next_call_goes_on_from(tiny, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(clock))
+    assert sweep.sweep("tiny", out=tiny, minutes=8.5 / 60, at_once=2) == 0  # eight rounds
+    monkeypatch.undo()
+    monkeypatch.setitem(sweep.TABLES, "tiny", TINY)
+    states = [s.state for s in sweep.states("tiny", [tiny])]
+    assert states == ["unfinished", "unfinished", "missing", "missing"]
+    first = records.Paths(tiny, sweep.runs("tiny")[0]).checkpoint
+    progress = json.loads(checkpoints.header(first, checkpoints.RUN)["progress"])
+    assert 0 < progress["step"] < 20
+    assert sweep.sweep("tiny", out=tiny, minutes=5) == 4
+
+
+def test_a_record_in_the_books_results_counts_as_done(tiny):
+    first = sweep.runs("tiny")[0]
+    records.run(first, results=records.results_folder())
+    assert [s.state for s in sweep.states("tiny", [records.results_folder(), tiny])].count("done") == 1
+    assert sweep.sweep("tiny", out=tiny, minutes=5) == 3
+    assert not records.Paths(tiny, first).record.exists()
+
+
+def test_a_sweep_that_is_killed_and_called_again_ends_as_one_that_was_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-c", SCRIPT]
+    subprocess.run([*command, str(whole), "5"], check=True, capture_output=True)
+    for delay in (0.0, 0.3, 0.6):
+        process = subprocess.Popen([*command, str(killed), "5"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not list(killed.glob("unfinished/*.safetensors")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for record in killed.glob("runs/*.json"):
+            records.read(record)  # whole, or not there
+    subprocess.run([*command, str(killed), "5"], check=True, capture_output=True)
+    assert results(killed) == results(whole) and len(results(whole)) == 4
+
+
+def test_publish_writes_the_median_seed_of_each_cell_in_half_precision(tiny, monkeypatch):
+    monkeypatch.setitem(sweep.TABLES, "tiny", ("quick", 3, TINY[2][:1]))
+    sweep.sweep("tiny", out=tiny, minutes=5)
+    written = sweep.publish("tiny", tiny)
+    values = {r["id"]: r["metrics"]["test_log_px"] for r in records.read_all(tiny)}
+    median = sorted(values, key=values.get)[1]
+    assert [p.stem for p in written] == [median]
+    single = records.Paths(tiny, sweep.runs("tiny")[0]).weights
+    assert written[0].stat().st_size < 0.6 * single.stat().st_size
+
+
+def test_publish_keeps_single_precision_where_half_moves_the_value(tiny):
+    sweep.sweep("tiny", out=tiny, minutes=5)
+    for path in sweep.publish("tiny", tiny, tolerance=0.0):
+        e = checkpoints.load_weights(path)[1]
+        assert path.stat().st_size == records.Paths(tiny, e).weights.stat().st_size
+
+
+def test_status_counts_what_is_there(tiny, capsys, monkeypatch):
+    records.run(sweep.runs("tiny")[0], results=tiny)
+    assert main(["sweep", "tiny", "--status", "--out", str(tiny)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-3:] == ["done", "unfinished", "missing"]
+    assert [line.split()[-3:] for line in lines[1:]] == [["1", "0", "1"], ["0", "0", "2"]]

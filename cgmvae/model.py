@@ -10,6 +10,7 @@ labels are looked up instead of multiplied.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -117,13 +118,10 @@ class GMVAE(nn.Module):
             phases = self.decoder(z.reshape(-1, self.z_dim))
         return _wide(phases.permute(0, 2, 3, 1).reshape(*z.shape[:-1], -1))
 
-    def _networks(self, like: Tensor) -> torch.autocast:
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def _wide(result: Tensor) -> Tensor:
-    """A network's result as float32 where it came in bfloat16; float64, as in the tests, stays."""
-    return result.float() if result.dtype == torch.bfloat16 else result
+    def _networks(self, like: Tensor) -> contextlib.AbstractContextManager:
+        if not self.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(like.device.type, torch.bfloat16)
 
 
 def _linear(layer: nn.Linear, y: Tensor) -> Tensor:

@@ -124,6 +124,11 @@ class GMVAE(nn.Module):
         return torch.autocast(like.device.type, torch.bfloat16)
 
 
+def _wide(result: Tensor) -> Tensor:
+    """A network's result as float32 where it came in bfloat16; float64, as in the tests, stays."""
+    return result.float() if result.dtype == torch.bfloat16 else result
+
+
 def _linear(layer: nn.Linear, y: Tensor) -> Tensor:
     """`layer` applied to y: a product for weights, a look-up for labels."""
     if y.is_floating_point():

@@ -53,6 +53,8 @@ TABLES = {
     # What the paper argues against.
     "estimators": ("paper", 3, [{"dataset": "mnist", "estimator": e}
                                 for e in ("straight_through", "score_function")]),
+    # A minute's work, to try a machine or a cluster out.
+    "trial": ("quick", 2, [{"dataset": "cifar100", "epochs": 1}, {"dataset": "mnist", "epochs": 1}]),
 }
 """Name: scale, number of seeds, cells."""
 

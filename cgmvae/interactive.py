@@ -1,0 +1,170 @@
+"""Figures that a reader moves, as plain HTML that works offline and from a file.
+
+The numbers are computed here, by the package, and put into the page; the script in the page only
+chooses among them, or evaluates a straight line. Every control is an ordinary form element, so the
+keyboard works; without scripts the page shows a sentence and the table or image beside it remains.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import torch
+from torch import Generator
+
+from cgmvae import annealing, costs
+from cgmvae.experiment import preset
+from cgmvae.figures import COLOURS
+from cgmvae.relaxation import gumbel
+
+TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 5.0)
+TIME_SCALES = (250, 500, 1000, 2000, 4000, 8000)
+LINES = (COLOURS["concrete"], COLOURS["marginal"], COLOURS["straight_through"],
+         COLOURS["score_function"])
+_count = itertools.count()
+
+
+def _page(title: str, controls: str, body: str, script: str, values: dict) -> str:
+    """One widget: controls above, body below, `values` for the script, which sees `root` and `v`."""
+    name = f"cgmvae-{next(_count)}"
+    return f"""<section id="{name}" class="cgmvae-widget" aria-label="{title}"
+ style="border:1px solid #888;border-radius:6px;padding:.8em;margin:1em 0;background:#fff;color:#111">
+<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:center">{controls}</div>
+{body}
+<noscript>This figure moves where scripts are allowed.</noscript>
+<script>(function () {{
+const root = document.getElementById({json.dumps(name)}), v = {json.dumps(values, separators=(",", ":"))};
+const at = (selector) => root.querySelector(selector);
+{script}
+}})();</script></section>"""
+
+
+def simplex_points(log_weights: tuple[float, float, float], tau: float, n: int, seed: int) -> torch.Tensor:
+    """Points (n, 2) of Concrete samples on a triangle of side 1, from the same noise for every tau."""
+    logits = torch.tensor(log_weights, dtype=torch.float64).expand(n, 3)
+    noise = gumbel(logits, Generator().manual_seed(seed))
+    y = torch.softmax((logits + noise) / tau, -1)
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]], dtype=torch.float64)
+    return y @ corners
+
+
+def simplex_cloud(weights: tuple[float, float, float] = (0.2, 0.3, 0.5), n: int = 300,
+                  seed: int = 0) -> str:
+    """A cloud of Concrete samples over three labels, with a slider for the temperature.
+
+    The noise is the same at every temperature, so that each sample can be followed.
+    """
+    logs = tuple(math.log(w) for w in weights)
+    frames = [[[round(a, 3) for a in p] for p in simplex_points(logs, tau, n, seed).tolist()]
+              for tau in TEMPERATURES]
+    start = TEMPERATURES.index(0.3)
+    controls = f"""<label>Temperature τ = <output>{TEMPERATURES[start]}</output><br>
+<input type="range" min="0" max="{len(TEMPERATURES) - 1}" value="{start}" step="1"
+ aria-label="temperature"></label>"""
+    body = """<svg viewBox="-0.12 -0.98 1.24 1.1" width="100%" style="max-width:430px" role="img"
+ aria-label="Samples on the triangle of three labels; at low temperature they sit in the corners">
+<path d="M0 0 L1 0 L0.5 -0.866 Z" fill="none" stroke="#555" stroke-width=".006"/>
+<g class="dots"></g><g font-size=".06" fill="#111"><text x="-.1" y=".06">y₁</text>
+<text x="1.02" y=".06">y₂</text><text x=".47" y="-.9">y₃</text></g></svg>"""
+    script = f"""const dots = at(".dots"), slider = at("input");
+for (const _ of v.frames[0]) {{
+  const dot = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+  dot.setAttribute("r", ".011"); dot.setAttribute("fill", "{LINES[0]}"); dot.setAttribute("fill-opacity", ".55");
+  dots.appendChild(dot);
+}}
+function draw() {{
+  const points = v.frames[slider.value];
+  at("output").textContent = v.tau[slider.value];
+  [...dots.children].forEach((dot, i) => {{
+    dot.setAttribute("cx", points[i][0]); dot.setAttribute("cy", -points[i][1]);
+  }});
+}}
+slider.addEventListener("input", draw); draw();"""
+    return _page("Concrete samples against temperature", controls, body, script,
+                 {"frames": frames, "tau": TEMPERATURES})
+
+
+def arrival(name: str, steps: int, close: float = 0.01, horizon: int = 50_000) -> int | None:
+    """The first step at which a schedule is within `close` of its last value; None: not by `horizon`."""
+    t = torch.arange(horizon)
+    w = annealing.SCHEDULES[name](t, steps)
+    last = 0.0 if name == "printed" else 1.0
+    there = ((w - last).abs() <= close).nonzero()
+    return int(there[0, 0]) if len(there) else None
+
+
+def schedules() -> str:
+    """The four annealing schedules, with a slider for the time scale and the step where each arrives."""
+    t = torch.linspace(0, 20_000, 81)
+    values = {"t": t.tolist(), "scales": TIME_SCALES, "names": list(annealing.SCHEDULES),
+              "w": [[[round(w, 4) for w in annealing.SCHEDULES[n](t, s).tolist()]
+                     for n in annealing.SCHEDULES] for s in TIME_SCALES],
+              "arrives": [[arrival(n, s) for n in annealing.SCHEDULES] for s in TIME_SCALES]}
+    start = TIME_SCALES.index(2000)
+    controls = f"""<label>Time scale = <output>{TIME_SCALES[start]}</output> steps<br>
+<input type="range" min="0" max="{len(TIME_SCALES) - 1}" value="{start}" step="1"
+ aria-label="time scale"></label>"""
+    dashes = ("", "6 3", "2 3", "9 3 2 3")
+    rows = "".join(f'<tr><td><svg width="36" height="8" aria-hidden="true"><line x2="36" y1="4" y2="4" '
+                   f'stroke="{c}" stroke-width="3" stroke-dasharray="{d}"/></svg></td><td>{n}</td>'
+                   f'<td class="arrives"></td></tr>'
+                   for n, c, d in zip(annealing.SCHEDULES, LINES, dashes, strict=True))
+    lines = "".join(f'<polyline fill="none" stroke="{c}" stroke-width="2.5" stroke-dasharray="{d}"/>'
+                    for c, d in zip(LINES, dashes, strict=True))
+    body = f"""<svg viewBox="-45 -12 470 262" width="100%" style="max-width:520px" role="img"
+ aria-label="Weight against step for the four schedules">
+<path d="M0 0 V200 H400" fill="none" stroke="#333"/>{lines}
+<g font-size="13" fill="#111"><text x="-12" y="204" text-anchor="end">0</text>
+<text x="-12" y="8" text-anchor="end">1</text><text x="0" y="220" text-anchor="middle">0</text>
+<text x="200" y="220" text-anchor="middle">10,000</text><text x="400" y="220" text-anchor="middle">20,000</text>
+<text x="200" y="242" text-anchor="middle">step t</text>
+<text transform="translate(-30 100) rotate(-90)" text-anchor="middle">weight w</text></g></svg>
+<table style="font-size:.9em"><thead><tr><th></th><th>schedule</th><th>within 0.01 of its last value</th></tr>
+</thead><tbody>{rows}</tbody></table>"""
+    script = """const slider = at("input"), lines = root.querySelectorAll("polyline");
+const cells = root.querySelectorAll(".arrives");
+function draw() {
+  const s = slider.value;
+  at("output").textContent = v.scales[s];
+  lines.forEach((line, i) => {
+    line.setAttribute("points", v.t.map((t, j) => `${t / 50},${200 - 200 * v.w[s][i][j]}`).join(" "));
+    const step = v.arrives[s][i];
+    cells[i].textContent = step === null ? "not within 50,000 steps" : "step " + step.toLocaleString("en");
+  });
+}
+slider.addEventListener("input", draw); draw();"""
+    return _page("Annealing schedules", controls, body, script, values)
+
+
+def cost_lines() -> dict[str, dict[str, tuple[float, float]]]:
+    """Operations an image and step as a + b K, by data set and estimator: two numbers each."""
+    lines: dict[str, dict[str, tuple[float, float]]] = {}
+    for dataset in ("mnist", "cifar100"):
+        lines[dataset] = {}
+        for estimator in ("concrete", "marginal"):
+            one, two = (costs.count(preset("paper", dataset=dataset, estimator=estimator, K=K))
+                        .of(estimator, K) for K in (1, 2))
+            lines[dataset][estimator] = (2 * one - two, two - one)
+    return lines
+
+
+def cost_calculator() -> str:
+    """Operations of a step and the predicted ratio, for a K, a batch and a data set to choose."""
+    controls = """<label>Data set <select><option value="mnist">MNIST, 28 × 28</option>
+<option value="cifar100">CIFAR-100, 32 × 32 × 3</option></select></label>
+<label>K <input class="K" type="number" min="1" max="100000" value="10" style="width:6em"></label>
+<label>Batch <input class="B" type="number" min="1" max="100000" value="128" style="width:6em"></label>"""
+    body = """<p class="answer" aria-live="polite" style="font-size:1.05em"></p>"""
+    script = """const inputs = root.querySelectorAll("input, select");
+function draw() {
+  const K = Number(at(".K").value), B = Number(at(".B").value), lines = v[at("select").value];
+  if (!(K >= 1 && B >= 1)) { at(".answer").textContent = "K and the batch are whole numbers of at least 1."; return; }
+  const cost = (name) => B * (lines[name][0] + lines[name][1] * K);
+  const show = (x) => (x / 1e9).toPrecision(3) + " GFLOP";
+  at(".answer").textContent = `One step: concrete ${show(cost("concrete"))}, marginal ${show(cost("marginal"))}. `
+    + `Predicted ratio ${(cost("marginal") / cost("concrete")).toPrecision(3)}.`;
+}
+inputs.forEach((input) => input.addEventListener("input", draw)); draw();"""
+    return _page("Cost of a training step", controls, body, script, cost_lines())

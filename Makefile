@@ -16,10 +16,10 @@ export TQDM_DISABLE := 1
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lock clean distclean
+.PHONY: help book test bench table1 small lock clean distclean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 # jupyter-cache keeps executed chapters and looks at the notebook alone. So all of it goes when
 # the package, the results or the environment changed.
@@ -38,6 +38,20 @@ book: .venv/done  ## execute every chapter, build the HTML and print the page to
 
 test: .venv/done  ## run every test: the package, every chapter, papermill, the book's build
 	$(BIN)/python -m pytest
+
+bench: .venv/done  ## time a step beside plain PyTorch and Pyro; saves results/benchmarks/
+	$(BIN)/python benchmarks/bench.py
+
+# One job a run, through papermill, as many at a time as there are cores (JOBS=n for another number).
+# A killed call goes on where it was when it is given again.
+JOBS ?= all
+SWEEP = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(JOBS) --rerun-incomplete --keep-going
+
+table1: .venv/done  ## run what is missing of Table 1, at the paper's scale: wants a GPU
+	$(SWEEP) --config table=table1
+
+small: .venv/done  ## the same on 20,000 training images: under an hour on two cores
+	$(SWEEP) --config table=small
 
 # The environment: the interpreter's own venv, a pinned uv inside it, and the lock. Done once, and
 # again when the lock or pyproject.toml changes. uv does not read pip's settings: where only pip

@@ -14,7 +14,7 @@ def final_values(estimator: str, precision: str) -> list[float]:
     """Test E[ln p(x|y, z)] after a short run on real digits, one a seed."""
     values = []
     for seed in range(3):
-        e = helpers.small(estimator=estimator, seed=seed, train_limit=600, batch_size=20, epochs=3)
+        e = helpers.small(estimator=estimator, seed=seed, train_limit=300, batch_size=20, epochs=3)
         trainer = helpers.trainer(e, precision=precision)
         for _ in trainer.run():
             pass

@@ -1,0 +1,68 @@
+"""The Snakemake workflow: its jobs, its submit path, and what a failed run leaves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cgmvae import records, sweep
+
+BOOK = Path(__file__).resolve().parent.parent
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The workflow, with its own working folder."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(BOOK / "workflow/Snakefile"),
+               "--directory", str(folder), "--cores", "1", "--rerun-incomplete", "--keep-going",
+               *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1",
+                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment,
+                          stdin=subprocess.DEVNULL)
+
+
+def test_table1_is_a_job_for_each_of_its_44_runs(tmp_path):
+    out = snakemake(tmp_path, "--dry-run", "--config", f"results={tmp_path}/results", "table=table1")
+    assert out.returncode == 0, out.stderr
+    for e in sweep.runs("table1"):
+        assert f"runs/{e.id}.json" in out.stdout + out.stderr
+
+
+def test_a_finished_run_is_not_a_job(tmp_path):
+    done = records.Paths(tmp_path / "results", sweep.runs("table1")[0]).record
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    out = snakemake(tmp_path, "--dry-run", "--config", f"results={tmp_path}/results", "table=table1",
+                    "limit=1")
+    assert out.returncode == 0 and "Nothing to be done" in out.stdout + out.stderr
+
+
+def test_a_failed_run_keeps_its_notebook_and_leaves_no_record(tmp_path):
+    out = snakemake(tmp_path, "--config", f"results={tmp_path}/results", "table=trial", "limit=1",
+                    "device=mps")
+    e = sweep.runs("trial")[0]
+    assert out.returncode != 0
+    assert not records.Paths(tmp_path / "results", e).record.exists()
+    notebook = json.loads((tmp_path / "results/logs" / f"{e.id}.ipynb").read_text())
+    errors = [o for c in notebook["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
+    assert errors and "device must be" in errors[0]["evalue"]
+
+
+@pytest.mark.timeout(600)
+def test_jobs_go_through_a_submit_command(tmp_path):
+    """The cluster-generic executor, with a submit command that runs the job here."""
+    submit = tmp_path / "submit.sh"
+    submit.write_text(f"#!/bin/sh\necho submitted >> {tmp_path}/submitted\nsh \"$1\" >/dev/null 2>&1 &\n"
+                      "echo $!\n")
+    submit.chmod(0o755)
+    out = snakemake(tmp_path, "--executor", "cluster-generic", "--cluster-generic-submit-cmd",
+                    str(submit), "--jobs", "1", "--config", f"results={tmp_path}/results",
+                    "table=trial", "limit=1")
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert (tmp_path / "submitted").read_text() == "submitted\n"
+    e = sweep.runs("trial")[0]
+    assert records.read(records.Paths(tmp_path / "results", e).record)["id"] == e.id
+    assert (tmp_path / "results/logs" / f"{e.id}.ipynb").exists()

@@ -72,8 +72,9 @@ def _table(args: argparse.Namespace) -> None:
     if table.empty:
         print("There are no records yet.")
         return
-    varied = [c for c in table.columns if table[c].astype(str).nunique() > 1 or c == "n"]
-    print(table[varied].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+    choices = {"preset", *Experiment.__dataclass_fields__} - {"dataset", "estimator", "K"}
+    shown = [c for c in table.columns if c not in choices or table[c].nunique(dropna=False) > 1]
+    print(table[shown].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
 
 
 def _sweep(args: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ class Images:
 
     @property
     def train_groups(self) -> Tensor:
-        """(N,) The labels that clusters are compared with: the digit, or the superclass."""
+        """(N,) The labels that clusters are compared with, the digit or the superclass."""
         return self.train_labels if self.train_superclasses is None else self.train_superclasses
 
     @property

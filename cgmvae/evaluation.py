@@ -28,18 +28,20 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     """Every number that a record holds of the test set; nats are means over its images.
 
     Returns:
-        test_log_px: E_q[ln p(x|y, z)], with y the one-hot argmax of q(y|x) and one sample of z:
-            the number of Table 1. nats.
-        test_kl_z: KL(q(z|x, y)||p(z|y)) at that y, in closed form. nats.
-        test_kl_y: KL(q(y|x)||p(y)), in closed form. nats.
-        test_elbo: unbiased estimate of eq. 5 from `iw_samples` exact samples (y, z). nats.
-        test_iw_bound: the importance-weighted bound on ln p(x) from the same samples (Burda et
-            al., 2016), which the true value exceeds. nats.
-        iw_samples: how many samples an image those two took.
-        test_clusters_used: labels that get at least one in a thousand images.
-        test_cluster_perplexity: exp of the entropy of the mean of q(y|x): between 1 and K.
-        test_acc, test_nmi, test_ari: the argmax labels against the digits, or the superclasses of
-            CIFAR-100 (see `cluster_scores`).
+        A number for each of these names.
+
+        - `test_log_px`: E_q[ln p(x|y, z)], with y the one-hot argmax of q(y|x) and one sample of z:
+          the number of Table 1. nats.
+        - `test_kl_z`: KL(q(z|x, y)||p(z|y)) at that y, in closed form. nats.
+        - `test_kl_y`: KL(q(y|x)||p(y)), in closed form. nats.
+        - `test_elbo`: unbiased estimate of eq. 5 from `iw_samples` exact samples (y, z). nats.
+        - `test_iw_bound`: the importance-weighted bound on ln p(x) from the same samples (Burda et
+          al., 2016), which the true value exceeds. nats.
+        - `iw_samples`: how many samples an image those two took.
+        - `test_clusters_used`: labels that get at least one in a thousand images.
+        - `test_cluster_perplexity`: exp of the entropy of the mean of q(y|x), between 1 and K.
+        - `test_acc`, `test_nmi`, `test_ari`: the argmax labels against the digits, or the
+          superclasses of CIFAR-100 (see `cluster_scores`).
     """
     was_training = model.training
     model.eval()
@@ -102,9 +104,12 @@ def cluster_scores(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float
         clusters, classes: (N,), whole numbers.
 
     Returns:
-        acc: the share of images in the right class when each cluster is given a class of its own in
-            the best way (Kuhn, 1955); clusters beyond the number of classes get none.
-        nmi: normalised mutual information, arithmetic mean. ari: adjusted Rand index.
+        Three scores, each 1 where clusters and classes agree.
+
+        - `acc`: the share of images in the right class when each cluster is given a class of its
+          own in the best way (Kuhn, 1955); clusters beyond the number of classes get none.
+        - `nmi`: normalised mutual information, arithmetic mean.
+        - `ari`: adjusted Rand index.
     """
     counts = contingency_matrix(classes, clusters)
     rows, columns = linear_sum_assignment(counts, maximize=True)

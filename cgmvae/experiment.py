@@ -50,7 +50,7 @@ PRESETS = {
     "small": {"train_limit": 20_000, "epochs": 20},
     "quick": {"epochs": 6, "batch_size": 32, "iw_samples": 10},
 }
-"""Scales: the paper's, one for a laptop's hour, one for a laptop's minute (on a sample)."""
+"""The paper's scale, one for a laptop's hour, one for a laptop's minute (on a sample)."""
 
 
 class ExperimentError(ValueError):
@@ -192,7 +192,7 @@ class Experiment:
 
     @property
     def preset(self) -> str:
-        """The scale: a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
+        """The scale, a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
         for name in PRESETS:
             model = preset(name, dataset=DATASETS[self.dataset].full)
             if all(getattr(self, f) == getattr(model, f)

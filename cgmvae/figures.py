@@ -17,7 +17,7 @@ from cgmvae.records import Record, curves
 
 COLOURS = {"concrete": "#0072B2", "marginal": "#D55E00", "straight_through": "#009E73",
            "score_function": "#CC79A7", "paper": "#555555"}
-"""Okabe and Ito's palette: told apart by readers of every colour vision."""
+"""Okabe and Ito's palette, told apart by readers of every colour vision."""
 MARKERS = {"concrete": "o", "marginal": "s", "straight_through": "^", "score_function": "D",
            "paper": "x"}
 

@@ -45,7 +45,7 @@ class Toy(nn.Module):
     K, z_dim = 3, 1
     decoder = SimpleNamespace(map_shape=(1, 1, 2), full1=SimpleNamespace(out_features=1))
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 2) -> None:
         super().__init__()
         random = np.random.default_rng(seed)
         shapes = {"q_y_x": (2, 3), "q_y_0": (3,), "q_mean_x": (2, 1), "q_mean_y": (3, 1),
@@ -54,9 +54,10 @@ class Toy(nn.Module):
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.tensor(random.normal(size=shape))))
         with torch.no_grad():
-            self.q_scale_x.mul_(0.2)
-            self.q_scale_y.mul_(0.3)
-            self.p_scale.mul_(0.3)
+            for p in (self.q_scale_x, self.q_scale_y, self.p_scale):
+                p.mul_(0.2)
+            for p in (self.q_mean_x, self.q_mean_y, self.p_mean):
+                p.mul_(0.5)
 
     def encode(self, x: Tensor) -> Tensor:
         return x.double().flatten(1)
@@ -73,11 +74,11 @@ class Toy(nn.Module):
     def q_z_given(self, h: Tensor, y: Tensor) -> Normal:
         y = self._weights(y)
         return Normal(h @ self.q_mean_x + y @ self.q_mean_y,
-                      (h @ self.q_scale_x + y @ self.q_scale_y - 0.5).exp())
+                      (h @ self.q_scale_x + y @ self.q_scale_y).exp())
 
     def p_z(self, y: Tensor) -> Normal:
         y = self._weights(y)
-        return Normal(y @ self.p_mean, (y @ self.p_scale).exp())
+        return Normal(y @ self.p_mean, (y @ self.p_scale - 0.2).exp())
 
     def log_p_x(self, x: Tensor, z: Tensor) -> Tensor:
         logits = torch.tanh(z @ self.x_z) * 2 + self.x_0
@@ -136,3 +137,71 @@ def exact_log_p_x(toy: Toy, x: Tensor) -> Tensor:
         z, weights = hermite(toy.p_z(torch.full((len(x),), k)))
         parts.append((weights[:, None] * toy.log_p_x(x, z).exp()).sum(0))
     return (sum(parts) / 3).log()
+
+
+# Choices that cannot be run: what to change, which field the sentence names, what it says is allowed.
+BAD = {
+    "K zero": ({"K": 0}, "K", "a whole number of at least 1"),
+    "K negative": ({"K": -1}, "K", "a whole number of at least 1"),
+    "K fraction": ({"K": 2.5}, "K", "a whole number of at least 1"),
+    "K text": ({"K": "abc"}, "K", "a whole number of at least 1"),
+    "tau zero": ({"tau": 0}, "tau", "a number above 0"),
+    "tau negative": ({"tau": -0.3}, "tau", "a number above 0"),
+    "tau nan": ({"tau": "nan"}, "tau", "a number above 0"),
+    "tau text": ({"tau": "warm"}, "tau", "a number"),
+    "estimator": ({"estimator": "reinforce"}, "estimator",
+                  "one of 'concrete', 'marginal', 'straight_through', 'score_function'"),
+    "dataset": ({"dataset": "cifar10"}, "dataset",
+                "one of 'mnist', 'cifar100', 'mnist-sample', 'cifar100-sample'"),
+    "schedule": ({"annealing": "cosine"}, "annealing", "one of 'ramp', 'printed', 'linear', 'none'"),
+    "annealing_steps": ({"annealing_steps": 0}, "annealing_steps", "at least 1"),
+    "epochs": ({"epochs": 0}, "epochs", "a whole number of at least 1"),
+    "batch": ({"train_limit": 60, "batch_size": 55}, "batch_size", "at most the 54 images"),
+    "batch zero": ({"batch_size": 0}, "batch_size", "a whole number of at least 1"),
+    "kl_y_form": ({"kl_y_form": "exact"}, "kl_y_form", "one of 'relaxed', 'categorical'"),
+    "likelihood": ({"likelihood": "poisson"}, "likelihood",
+                   "one of 'bernoulli', 'cross_entropy', 'gaussian'"),
+    "binarisation": ({"binarisation": "otsu"}, "binarisation",
+                     "one of 'threshold', 'static', 'dynamic', 'none'"),
+    "grey Bernoulli": ({"likelihood": "bernoulli", "binarisation": "none"}, "binarisation",
+                       "'threshold', 'static' or 'dynamic'"),
+    "padding": ({"padding": "full"}, "padding", "one of 'same', 'valid'"),
+    "z_dim": ({"z_dim": 0}, "z_dim", "a whole number of at least 1"),
+    "decoder_units": ({"decoder_units": 0}, "decoder_units", "a whole number of at least 1"),
+    "learning_rate": ({"learning_rate": 0}, "learning_rate", "a number above 0"),
+    "learning_rate inf": ({"learning_rate": "inf"}, "learning_rate", "a number above 0"),
+    "patience": ({"patience": 0}, "patience", "a whole number of at least 1"),
+    "validation_fraction": ({"validation_fraction": 1}, "validation_fraction",
+                            "a number between 0 and 1"),
+    "no validation": ({"validation_fraction": 0.0001}, "validation_fraction",
+                      "leaves at least one of the 4000 images"),
+    "train_limit": ({"train_limit": 4001}, "train_limit", "from 2 to the 4000 training images"),
+    "iw_samples": ({"iw_samples": 0}, "iw_samples", "a whole number of at least 1"),
+    "seed": ({"seed": -1}, "seed", "a whole number from 0"),
+    "huge seed": ({"seed": 2**64}, "seed", "a whole number from 0"),
+    "too many clusters": ({"K": 10**9, "estimator": "marginal"}, "K", "at most about "),
+    "too many, one sampled": ({"K": 10**10, "estimator": "concrete"}, "K", "at most about "),
+}
+# The same for how a run is carried out.
+BAD_PLACES = {
+    "device": ({"device": "tpu"}, "device", "one of 'auto', 'cpu', 'cuda', 'mps'"),
+    "precision": ({"precision": "fp8"}, "precision", "one of 'auto', 'float32', 'tf32', 'bf16'"),
+    "tf32 on the CPU": ({"device": "cpu", "precision": "tf32"}, "precision", "'float32' or 'bf16'"),
+    "compile": ({"compile": "jit"}, "compile", "one of 'auto', 'graph', 'none'"),
+    "graph on the CPU": ({"device": "cpu", "compile": "graph"}, "compile", "'none' on cpu"),
+}
+
+
+def assert_says(message: str, choices: dict, field: str, allowed: str) -> None:
+    """One sentence that names the field, the value and what is allowed."""
+    assert message.startswith(f"{field} must be ") and "\n" not in message, message
+    assert str(choices[field]) in message.split("; it is ")[1], message
+    assert allowed in message, message
+
+
+def comparable(record: dict) -> dict:
+    """A record without what differs between two equal runs: the clock, and where it ran."""
+    progress = {k: v for k, v in record["progress"].items() if k not in ("images_per_second", "curves")}
+    curves = [{k: v for k, v in row.items() if k != "seconds"} for row in record["progress"]["curves"]]
+    return {"id": record["id"], "experiment": record["experiment"], "metrics": record["metrics"],
+            "progress": progress, "curves": curves}

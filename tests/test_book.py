@@ -4,6 +4,7 @@ BOOK=_build/html checks pages that are there already instead of building them.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,16 +107,34 @@ def test_status_page_lists_every_chapter(book):
     assert [name for name in CHAPTERS if name not in table] == []
 
 
+def test_the_papers_equations_keep_their_numbers(book):
+    """(1) to (8) stand in one place each, under the paper's number, and are referred to by it."""
+    shown, referred = {}, set()
+    for name in PAGES:
+        article = page(book, name).find("article")
+        for number in article.select(".eqno"):
+            target = number.find("a")["href"].removeprefix("#equation-")
+            assert target not in shown, f"{target} is shown twice"
+            shown[target] = number.find(string=True)
+        referred |= {(link["href"].split("#equation-")[1], link.get_text())
+                     for link in article.find_all("a", href=re.compile("#equation-"))
+                     if "headerlink" not in link.get("class", [])}
+    assert {k: v for k, v in shown.items() if re.fullmatch(r"eq-\d+", k)} == {
+        f"eq-{n}": f"({n})" for n in range(1, 9)}
+    assert all(shown[target] == text for target, text in referred)
+
+
 def test_reference_misreads_no_docstring(book):
-    """Text before a colon in the first line of a constant's or property's docstring reads as a type."""
+    """`Scales: the paper's, and two more` is prose, not something of the type `Scales`."""
     fields = page(book, "chapters/api").find("article").find_all("dt")
     types = [field for field in fields if field.get_text().startswith("Type")]
-    assert [str(field.find_next("dd").get_text()) for field in types] == []
+    assert [field.find_next("dd").get_text() for field in types] == []
 
 
 def test_a_broken_cell_fails_the_build(tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(ROOT / "_static", source / "_static")
+    for folder in ("_static", "_ext"):
+        shutil.copytree(ROOT / folder, source / folder)
     for name in ("_config.yml", "references.bib"):
         shutil.copy(ROOT / name, source)
     (source / "_toc.yml").write_text("format: jb-book\nroot: broken\n")

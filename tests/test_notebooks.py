@@ -1,4 +1,4 @@
-"""The chapters as files, and as programs: how they are written, and what papermill does with them."""
+"""The chapters as files and as programs: how they are written, what papermill makes of them."""
 
 import ast
 import re
@@ -60,7 +60,7 @@ def test_cells_are_short(name):
 
 @every_chapter
 def test_parameters_are_explained(name):
-    """One cell, and papermill --help-notebook finds a name, a value and a help text for each line."""
+    """One cell; papermill --help-notebook finds a name, a value and a help text for each line."""
     cells = parameter_cells(read(name))
     assert len(cells) == 1
     statements = ast.parse(cells[0].source).body
@@ -131,6 +131,7 @@ def test_bad_parameter_is_refused_before_any_work(name, key, value, sentence, tm
     assert re.search(sentence, done.stderr), done.stderr[-3000:]
     cells = code_cells(nbformat.read(tmp_path / "out.ipynb", as_version=4))
     injected = next(i for i, c in enumerate(cells) if "injected-parameters" in c.metadata.tags)
-    failed = next(i for i, c in enumerate(cells) if any(o.output_type == "error" for o in c.outputs))
+    failed = next(i for i, c in enumerate(cells)
+                  if any(o.output_type == "error" for o in c.outputs))
     assert failed == injected + 1, "the cell after the parameters is where they are checked"
     assert all(c.execution_count is None for c in cells[failed + 1:])

@@ -1,0 +1,238 @@
+"""Files of runs: those of others, those that are none, those cut short, and how they are written."""
+
+import pickle
+
+import pytest
+import torch
+from helpers import small, trainer
+from safetensors.torch import save_file
+
+import cgmvae
+from cgmvae import checkpoints, training
+from cgmvae.__main__ import main
+from cgmvae.checkpoints import CheckpointError, load_weights, save_weights
+from cgmvae.model import GMVAE
+from cgmvae.records import Paths
+from cgmvae.training import fit
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def forbidden(*_):
+        pytest.fail("a step was taken from a checkpoint that is none")
+    monkeypatch.setattr(training.Trainer, "step", forbidden)
+
+
+def saved(experiment, path):
+    """A run's checkpoint as it is before the first step."""
+    run = trainer(experiment, checkpoint=path)
+    run.save()
+    run.writer.wait()
+    return run
+
+
+def place_of_checkpoint(results, experiment):
+    path = Paths(results, experiment).checkpoint
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def refused(results, experiment) -> str:
+    """The message that both the function and the shell give, which must be one line."""
+    path = Paths(results, experiment).checkpoint
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError) as error:
+        cgmvae.run(experiment, results=results)
+    message = str(error.value)
+    assert str(path) in message and "\n" not in message
+    assert "Move it away" in message  # how to mend it
+    assert path.read_bytes() == before
+    return message
+
+
+def test_everything_a_run_depends_on_comes_back(tmp_path):
+    """Each tensor, each random state and the progress: none may be left as a new trainer has it."""
+    path = tmp_path / "run.safetensors"
+    run, fresh = trainer(small(), checkpoint=path), trainer(small())
+    for progress in run.run():
+        if progress["step"] == 8:
+            break
+    run.save()
+    run.writer.wait()
+    back = trainer(small(), checkpoint=path)
+    ours, theirs, new = (checkpoints.tensors(t) for t in (run, back, fresh))
+    changed = set()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+        changed |= {name.split(".")[0]} if not torch.equal(value, new[name]) else set()
+    assert changed == {"model", "best", "adam", "order", "position", "t", "terms", "random"}
+    progress = {k: v for k, v in run.progress.items() if k != "now"}
+    assert progress | {"seconds": back.progress["seconds"]} == back.progress
+    assert progress["seconds"]["training"] == back.progress["seconds"]["training"] > 0
+
+
+def test_a_checkpoint_of_another_experiment(tmp_path, no_training):
+    mine, other = small(seed=1), small(seed=1, K=4, tau=0.5)
+    saved(other, place_of_checkpoint(tmp_path, mine))
+    message = refused(tmp_path, mine)
+    assert "another run" in message
+    assert "K is 4 there and 10 here" in message and "tau is 0.5 there and 0.3 here" in message
+    assert "seed" not in message
+
+
+def test_a_checkpoint_of_another_precision(tmp_path, no_training):
+    path = tmp_path / "run.safetensors"
+    saved(small(), path)
+    with pytest.raises(CheckpointError, match="precision is 'float32' there and 'bf16' here"):
+        trainer(small(), checkpoint=path, precision="bf16")
+
+
+class Harmful:
+    """Unpickling one of these makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return (__import__("os").mkdir, (str(self.folder),))
+
+
+@pytest.mark.parametrize("writer", ("pickle", "torch"))
+def test_a_pickle_is_refused_and_never_run(tmp_path, no_training, writer):
+    trap, e = tmp_path / "trap", small()
+    path = place_of_checkpoint(tmp_path, e)
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(Harmful(trap)))
+    else:
+        torch.save({"model": Harmful(trap)}, path)
+    assert "is not a checkpoint" in refused(tmp_path, e)
+    with pytest.raises(CheckpointError):
+        load_weights(path)
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Harmful(trap)))
+    assert trap.exists()  # it would have shown
+
+
+@pytest.mark.parametrize("content", (b"", b"not a checkpoint", b"\xff" * 4096, b"{}"))
+def test_a_file_of_something_else(tmp_path, no_training, content):
+    path = place_of_checkpoint(tmp_path, small())
+    path.write_bytes(content)
+    assert "is not a checkpoint" in refused(tmp_path, small())
+
+
+@pytest.mark.parametrize("keep", (100, 0.5, 0.999))
+def test_a_checkpoint_cut_short(tmp_path, no_training, keep):
+    path = place_of_checkpoint(tmp_path, small())
+    saved(small(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:keep if keep > 1 else int(len(content) * keep)])
+    assert "is not a checkpoint" in refused(tmp_path, small())
+
+
+def test_a_safetensors_file_of_something_else(tmp_path, no_training):
+    path = place_of_checkpoint(tmp_path, small())
+    save_file({"a": torch.zeros(3)}, path)
+    assert "is not a 'cgmvae checkpoint 1' file" in refused(tmp_path, small())
+
+
+def test_a_finished_model_is_no_checkpoint_and_a_checkpoint_no_model(tmp_path, no_training):
+    path = place_of_checkpoint(tmp_path, small())
+    save_weights(GMVAE(small()), small(), path)
+    assert "is not a 'cgmvae checkpoint 1' file" in refused(tmp_path, small())
+    saved(small(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is not a 'cgmvae weights 1' file"):
+        load_weights(tmp_path / "run")
+
+
+def test_a_checkpoint_that_lacks_a_part(tmp_path, no_training):
+    path = place_of_checkpoint(tmp_path, small())
+    saved(small(), path)
+    state, header = checkpoints.read(path, checkpoints.RUN)
+    del state["adam.exp_avg.p_z_layer.bias"]
+    save_file(state, path, metadata=header)
+    assert "lacks a part" in refused(tmp_path, small())
+
+
+def test_the_shell_refuses_in_one_line(tmp_path, no_training, capsys):
+    e = cgmvae.preset("quick")
+    place_of_checkpoint(tmp_path, e).write_bytes(b"not a checkpoint")
+    assert main(["train", "--preset", "quick", "--results", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("cgmvae: ") and err.count("\n") == 1
+    assert "is not a checkpoint" in err
+
+
+# Writing
+
+def half_then_fail(tensors, path, metadata):
+    path.write_bytes(b"half a file")
+    raise OSError("no space left on device")
+
+
+def test_a_failed_write_leaves_the_old_file_and_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    run = saved(small(), path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", half_then_fail)
+        run.save()
+        with pytest.raises(OSError, match="no space left"):
+            run.writer.wait()
+    assert path.read_bytes() == before
+    assert trainer(small(), checkpoint=path).resumed
+
+
+def test_a_failed_write_during_training_stops_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "save_file", half_then_fail)
+    with pytest.raises(OSError, match="no space left"):
+        fit(trainer(small(), checkpoint=tmp_path / "run"))
+
+
+def test_a_write_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
+    path, renamed = tmp_path / "run.safetensors", []
+    replace = checkpoints.os.replace
+
+    def watched(source, target):
+        state, _ = checkpoints.read(source, checkpoints.RUN)
+        renamed.append((source.parent, target, len(state), path.exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoints.os, "replace", watched)
+    run = saved(small(), path)
+    assert renamed == [(tmp_path, path, len(checkpoints.tensors(run)), False)]
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
+    """Training goes on while the file is written."""
+    path = tmp_path / "run.safetensors"
+    run = trainer(small(), checkpoint=path)
+    before = {k: v.clone() for k, v in checkpoints.tensors(run).items()}
+    run.save()
+    with torch.no_grad():
+        for p in run.model.parameters():
+            p.add_(1)
+    run.progress["step"] = 99
+    run.writer.wait()
+    state, header = checkpoints.read(path, checkpoints.RUN)
+    assert all(torch.equal(state[k], v) for k, v in before.items())
+    assert '"step": 0' in header["progress"]
+
+
+def test_weights_come_back_with_their_experiment(tmp_path):
+    e = small(K=4, likelihood="gaussian", dataset="cifar100-sample")
+    model = GMVAE(e)
+    for half in (False, True):
+        path = tmp_path / f"{half}.safetensors"
+        save_weights(model, e, path, half=half)
+        back, experiment = load_weights(path)
+        assert experiment == e and not back.training
+        for name, value in model.state_dict().items():
+            expected = value.half().float() if half else value
+            assert torch.equal(back.state_dict()[name], expected), name
+    assert (tmp_path / "True.safetensors").stat().st_size < 0.6 * (tmp_path / "False.safetensors").stat().st_size
+
+
+def test_weights_that_are_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere.safetensors is not a checkpoint"):
+        load_weights(tmp_path / "nowhere.safetensors")

@@ -1,0 +1,189 @@
+"""Held-out numbers against direct computation on the toy, and cluster scores against cases
+counted by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import Toy, exact_elbo, exact_log_p_x, exact_terms, small, toy_images
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from cgmvae import data, objectives
+from cgmvae.evaluation import assign, cluster_scores, evaluate, importance_weight
+from cgmvae.model import GMVAE
+
+COPIES = 4000
+
+
+def splits(pixels: torch.Tensor, groups: torch.Tensor | None = None) -> data.Splits:
+    """Only a test set, of these images (N, C, H, W) in 0 to 255."""
+    test = data.Pixels(pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), "none")
+    groups = torch.zeros(len(test), dtype=torch.int64) if groups is None else groups
+    return data.Splits(test, test, test, groups, groups)
+
+
+@pytest.fixture(scope="module")
+def toy_numbers() -> dict:
+    groups = torch.tensor([0, 1]).repeat_interleave(COPIES)
+    return evaluate(Toy(), splits(toy_images(COPIES) * 255, groups), small(iw_samples=20))
+
+
+def test_nats_by_enumeration(toy_numbers):
+    x, toy = toy_images(1), Toy()
+    exact, y = exact_terms(toy, x), toy.log_q_y(toy.encode(x)).argmax(-1)
+    for name, value, tolerance in (
+            ("test_log_px", exact["label_log_px"][y, range(2)], 0.05),  # one sample of z
+            ("test_kl_z", exact["label_kl_z"][y, range(2)], 1e-6),
+            ("test_kl_y", exact["kl_y"], 1e-6),
+            ("test_elbo", exact_elbo(toy, x), 0.03)):  # 20 samples
+        assert toy_numbers[name] == pytest.approx(value.mean().item(), abs=tolerance), name
+    # None of them is another's number, so that none can stand in for it.
+    everything = [toy_numbers[k] for k in ("test_log_px", "test_kl_z", "test_kl_y", "test_elbo")]
+    assert min(abs(a - b) for i, a in enumerate(everything) for b in everything[:i]) > 0.03
+    assert abs(exact["label_log_px"][y, range(2)].mean() - exact["log_px"].mean()) > 0.07
+
+
+def test_the_bound_lies_between_elbo_and_likelihood(toy_numbers):
+    exact = exact_log_p_x(Toy(), toy_images(1)).mean().item()
+    assert toy_numbers["test_elbo"] + 0.1 < toy_numbers["test_iw_bound"] < exact + 0.01
+    assert toy_numbers["iw_samples"] == 20
+
+
+def test_the_bound_grows_with_samples_to_the_exact_likelihood():
+    bounds = [evaluate(Toy(), splits(toy_images(n) * 255), small(iw_samples=k))["test_iw_bound"]
+              for k, n in ((1, 4000), (5, 4000), (50, 1000), (2000, 100))]
+    assert bounds == sorted(bounds) and bounds[1] > bounds[0] + 0.1
+    assert bounds[-1] == pytest.approx(exact_log_p_x(Toy(), toy_images(1)).mean().item(), abs=0.03)
+
+
+def test_with_one_sample_the_bound_is_the_elbo():
+    numbers = evaluate(Toy(), splits(toy_images(50) * 255), small(iw_samples=1))
+    assert numbers["test_iw_bound"] == pytest.approx(numbers["test_elbo"], abs=1e-9)
+
+
+def test_importance_weights_average_to_the_likelihood():
+    x, toy = toy_images(200_000), Toy()
+    h = toy.encode(x)
+    with torch.no_grad():
+        log_w = importance_weight(toy, x, h, toy.log_q_y(h), torch.Generator().manual_seed(0))
+    w = log_w.exp().view(2, -1)
+    error = w.std(1) / math.sqrt(w.shape[1])
+    assert ((w.mean(1) - exact_log_p_x(toy, toy_images(1)).exp()).abs() < 4 * error).all()
+
+
+def test_evaluation_is_repeatable_and_touches_nothing():
+    e = small(K=3, iw_samples=3)
+    torch.manual_seed(0)
+    model = GMVAE(e)
+    some = splits(torch.randint(0, 256, (7, 1, 28, 28)), torch.arange(7) % 3)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    first, again = evaluate(model, some, e), evaluate(model, some, e)
+    assert first == again and model.training
+    assert first["test_log_px"] != evaluate(model, some, e.but(seed=1))["test_log_px"]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(isinstance(v, float | int) and math.isfinite(v) for v in first.values())
+
+
+def test_table_1s_number_does_not_depend_on_the_samples_of_the_bound():
+    model, some = Toy(), splits(toy_images(600) * 255)  # more than one batch
+    numbers = [evaluate(model, some, small(iw_samples=k))["test_log_px"] for k in (1, 7)]
+    assert numbers[0] == numbers[1]
+
+
+def test_the_last_batch_counts_by_its_images(monkeypatch):
+    from cgmvae import evaluation
+    model, some = Toy(), splits(toy_images(50) * 255)
+    whole = evaluate(model, some, small())["test_kl_z"]
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 60)  # 60 and 40
+    assert evaluate(model, some, small())["test_kl_z"] == pytest.approx(whole, rel=1e-12)
+
+
+# Clusters
+
+class Sorter(Toy):
+    """A toy whose q(y|x) is almost sure of the label that the image's first pixel is."""
+
+    def log_q_y(self, h):
+        labels = (h[:, 0] * 255).round().long()
+        return torch.log_softmax(20 * torch.nn.functional.one_hot(labels, 3).double(), -1)
+
+    def log_p_x(self, x, z):
+        return super().log_p_x(x > 0.5, z)
+
+
+def labelled(labels: list[int]) -> torch.Tensor:
+    return torch.tensor([[label, 255] for label in labels]).view(-1, 1, 1, 2)
+
+
+def test_clusters_in_use_get_one_in_a_thousand():
+    sizes = {(2000, 0, 0): 1, (1998, 2, 0): 2, (1999, 1, 0): 1, (1000, 998, 2): 3}
+    for (a, b, c), used in sizes.items():
+        labels = [0] * a + [1] * b + [2] * c
+        assert evaluate(Sorter(), splits(labelled(labels)), small())["test_clusters_used"] == used
+
+
+def test_cluster_perplexity_is_between_one_and_K():
+    for labels, perplexity in (([0] * 6, 1), ([0, 0, 0, 2, 2, 2], 2), ([0, 1, 2, 0, 1, 2], 3),
+                               ([0, 0, 0, 1], math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
+        numbers = evaluate(Sorter(), splits(labelled(labels)), small())
+        assert numbers["test_cluster_perplexity"] == pytest.approx(perplexity, rel=1e-4)
+
+
+def test_the_labels_that_are_scored_are_the_argmax_against_the_groups():
+    labels, groups = [0, 0, 1, 1, 2, 2], torch.tensor([5, 5, 3, 3, 4, 3])
+    numbers = evaluate(Sorter(), splits(labelled(labels), groups), small())
+    assert numbers["test_acc"] == pytest.approx(5 / 6)
+    assert numbers["test_nmi"] == pytest.approx(normalized_mutual_info_score(groups, labels))
+    assert numbers["test_ari"] == pytest.approx(adjusted_rand_score(groups, labels))
+
+
+def test_assign_is_q_y_of_every_image():
+    labels = [0, 2, 1, 1, 0]
+    q_y = assign(Sorter(), splits(labelled(labels)).test)
+    assert q_y.shape == (5, 3) and q_y.argmax(-1).tolist() == labels
+    assert torch.allclose(q_y.sum(-1), torch.ones(5).double())
+
+
+CASES = [  # clusters, classes, accuracy counted by hand
+    ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], 1.0),
+    ([7, 7, 0, 0, 3, 3], [0, 0, 1, 1, 2, 2], 1.0),  # other names, the same clusters
+    ([0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 2], 3 / 6),  # one cluster: its largest class
+    ([0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1], 2 / 6),  # more clusters than classes: one each
+    ([0, 0, 1, 1], [0, 1, 0, 1], 2 / 4),
+    ([0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 0, 0, 1, 1], 4 / 7),
+    ([0, 0, 0, 1, 1], [0, 0, 1, 0, 0], 3 / 5),  # both would like class 0, and one may have it
+]
+
+
+@pytest.mark.parametrize(("clusters", "classes", "accuracy"), CASES)
+def test_accuracy_counted_by_hand(clusters, classes, accuracy):
+    assert cluster_scores(np.array(clusters), np.array(classes))["acc"] == pytest.approx(accuracy)
+
+
+def test_perfect_and_useless_clusters():
+    classes = np.repeat(np.arange(4), 25)
+    perfect = {"acc": 1.0, "nmi": 1.0, "ari": 1.0}
+    assert cluster_scores((classes + 1) % 4, classes) == pytest.approx(perfect)
+    assert cluster_scores(np.zeros(100, int), classes) == pytest.approx(
+        {"acc": 0.25, "nmi": 0.0, "ari": 0.0})
+
+
+def test_scores_do_not_depend_on_names_or_order():
+    random = np.random.default_rng(0)
+    classes = random.integers(0, 5, 300)
+    clusters = np.where(random.random(300) < 0.6, classes, random.integers(0, 7, 300))
+    scores = cluster_scores(clusters, classes)
+    assert 0.3 < scores["acc"] < 0.9
+    names, order = random.permutation(7), random.permutation(300)
+    assert cluster_scores(names[clusters], classes) == pytest.approx(scores)
+    assert cluster_scores(clusters, random.permutation(5)[classes]) == pytest.approx(scores)
+    assert cluster_scores(clusters[order], classes[order]) == pytest.approx(scores)
+
+
+def test_evaluation_uses_exact_samples_whatever_the_estimator():
+    """The same model gets the same numbers: how it was trained plays no part."""
+    some = splits(toy_images(100) * 255)
+    numbers = [evaluate(Toy(), some, small(estimator=name)) for name in objectives.ESTIMATORS]
+    assert all(n == numbers[0] for n in numbers)

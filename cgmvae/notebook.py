@@ -139,11 +139,15 @@ def show(*objects: Any):
 
 
 def glue(name: str, value: Any) -> None:
-    """Give a value a name that the chapter's prose can quote, so that no number is typed in."""
+    """Give a value a name that the chapter's prose can quote, so that no number is typed in.
+
+    A number of NumPy's or torch's becomes Python's own, which a format in the prose can print.
+    """
     import contextlib
     import io
 
     from myst_nb import glue as myst_glue
 
+    plain = value.item() if hasattr(value, "item") else value  # NumPy's print as np.float64(1.0)
     with contextlib.redirect_stdout(io.StringIO()):
-        myst_glue(name, value, display=False)
+        myst_glue(name, plain, display=False)

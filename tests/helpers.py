@@ -91,7 +91,8 @@ class Toy(nn.Module):
 
 def toy_images(copies: int) -> Tensor:
     """Two different images of two pixels, each so many times: (2 copies, 1, 1, 2), float64."""
-    return torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double().repeat_interleave(copies, 0).view(-1, 1, 1, 2)
+    pixels = torch.tensor([[1, 0], [1, 1]], dtype=torch.float64)
+    return pixels.repeat_interleave(copies, 0).view(-1, 1, 1, 2)
 
 
 def by_image(values: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def exact_log_p_x(toy: Toy, x: Tensor) -> Tensor:
     return (sum(parts) / 3).log()
 
 
-# Choices that cannot be run: what to change, which field the sentence names, what it says is allowed.
+# Choices that cannot be run: what to change, the field that is named, what is said to be allowed.
 BAD = {
     "K zero": ({"K": 0}, "K", "a whole number of at least 1"),
     "K negative": ({"K": -1}, "K", "a whole number of at least 1"),
@@ -153,7 +154,8 @@ BAD = {
                   "one of 'concrete', 'marginal', 'straight_through', 'score_function'"),
     "dataset": ({"dataset": "cifar10"}, "dataset",
                 "one of 'mnist', 'cifar100', 'mnist-sample', 'cifar100-sample'"),
-    "schedule": ({"annealing": "cosine"}, "annealing", "one of 'ramp', 'printed', 'linear', 'none'"),
+    "schedule": ({"annealing": "cosine"}, "annealing",
+                 "one of 'ramp', 'printed', 'linear', 'none'"),
     "annealing_steps": ({"annealing_steps": 0}, "annealing_steps", "at least 1"),
     "epochs": ({"epochs": 0}, "epochs", "a whole number of at least 1"),
     "batch": ({"train_limit": 60, "batch_size": 55}, "batch_size", "at most the 54 images"),
@@ -201,7 +203,9 @@ def assert_says(message: str, choices: dict, field: str, allowed: str) -> None:
 
 def comparable(record: dict) -> dict:
     """A record without what differs between two equal runs: the clock, and where it ran."""
-    progress = {k: v for k, v in record["progress"].items() if k not in ("images_per_second", "curves")}
-    curves = [{k: v for k, v in row.items() if k != "seconds"} for row in record["progress"]["curves"]]
+    clock = ("images_per_second", "seconds", "curves")
+    progress = {k: v for k, v in record["progress"].items() if k not in clock}
+    curves = [{k: v for k, v in row.items() if k not in clock}
+              for row in record["progress"]["curves"]]
     return {"id": record["id"], "experiment": record["experiment"], "metrics": record["metrics"],
             "progress": progress, "curves": curves}

@@ -125,8 +125,9 @@ def test_clusters_in_use_get_one_in_a_thousand():
 
 
 def test_cluster_perplexity_is_between_one_and_K():
+    skewed = math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
     for labels, perplexity in (([0] * 6, 1), ([0, 0, 0, 2, 2, 2], 2), ([0, 1, 2, 0, 1, 2], 3),
-                               ([0, 0, 0, 1], math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
+                               ([0, 0, 0, 1], skewed)):
         numbers = evaluate(Sorter(), splits(labelled(labels)), small())
         assert numbers["test_cluster_perplexity"] == pytest.approx(perplexity, rel=1e-4)
 

@@ -56,8 +56,8 @@ def test_heads_have_the_sizes_of_appendix_a(dataset):
         "q_y_layers.0.weight": (512, 512), "q_y_layers.0.bias": (512,),
         "q_y_layers.2.weight": (256, 512), "q_y_layers.2.bias": (256,),
         "q_y_layers.4.weight": (7, 256), "q_y_layers.4.bias": (7,),
-        "q_z_from_h.weight": (512, 512), "q_z_from_h.bias": (512,),  # with q_z_from_y: (512, 512 + K)
-        "q_z_from_y.weight": (512, 7),
+        "q_z_from_h.weight": (512, 512), "q_z_from_h.bias": (512,),
+        "q_z_from_y.weight": (512, 7),  # with q_z_from_h: (512, 512 + K)
         "q_z_layers.1.weight": (256, 512), "q_z_layers.1.bias": (256,),
         "q_z_layers.3.weight": (128, 256), "q_z_layers.3.bias": (128,),
         "p_z_layer.weight": (128, 7), "p_z_layer.bias": (128,)}
@@ -66,7 +66,7 @@ def test_heads_have_the_sizes_of_appendix_a(dataset):
 
 
 def plain_encoder(encoder: Encoder, x: torch.Tensor) -> torch.Tensor:
-    """The encoder as the paper's appendix describes it: ReLU and then pooling, rows then columns."""
+    """The encoder with ReLU before pooling, and its last layer on rows, then columns."""
     a = F.max_pool2d(F.relu(F.conv2d(x, encoder.conv1.weight, encoder.conv1.bias,
                                      padding=encoder.padding)), 2)
     a = F.max_pool2d(F.relu(F.conv2d(a, encoder.conv2.weight, encoder.conv2.bias,

@@ -42,7 +42,8 @@ def test_bad_parameters_are_refused_first_thing(name, no_work):
 def test_a_bad_preset(monkeypatch):
     with pytest.raises(ExperimentError) as error:
         settings({"preset": "fast"})
-    assert_says(str(error.value), {"preset": "fast"}, "preset", "one of 'auto', 'paper', 'small', 'quick'")
+    assert_says(str(error.value), {"preset": "fast"}, "preset",
+                "one of 'auto', 'paper', 'small', 'quick'")
     monkeypatch.setenv("CGMVAE_PRESET", "slow")
     with pytest.raises(ExperimentError, match="preset must be one of .* it is 'slow'"):
         settings({})
@@ -56,7 +57,7 @@ def test_results_that_cannot_be_written(no_work, tmp_path):
 
 
 def test_a_change_that_is_no_choice():
-    with pytest.raises(ExperimentError, match="'KK' is not a choice of an experiment. Did you mean 'K'"):
+    with pytest.raises(ExperimentError, match="'KK' is not a choice .* Did you mean 'K'"):
         settings({"preset": "quick"}).experiment(KK=3)
 
 
@@ -94,7 +95,8 @@ def test_both_estimators_leave_the_choice_to_the_chapter():
     both = settings({"preset": "quick", "estimator": "both"})
     assert both.experiment().estimator == "concrete"
     assert both.experiment(estimator="marginal").estimator == "marginal"
-    assert settings({"preset": "quick", "estimator": "marginal"}).experiment().estimator == "marginal"
+    one = settings({"preset": "quick", "estimator": "marginal"})
+    assert one.experiment().estimator == "marginal"
 
 
 # The scale
@@ -121,8 +123,8 @@ def test_the_environment_overrides_the_parameter(monkeypatch):
 
 def test_it_says_first_thing_which_scale_and_what_that_changes():
     text = settings({"preset": "quick", "dataset": "mnist"})._repr_markdown_()
-    for part in ("**quick**", "asked for", "3,600 training images", "`mnist-sample`", "up to 6 epochs",
-                 "The paper's scale is 54,000 images and up to 200 epochs", "Device: cpu"):
+    for part in ("**quick**", "asked for", "3,600 training images", "`mnist-sample`",
+                 "up to 6 epochs", "The paper's scale is 54,000 images and up to 200 epochs", "Device: cpu"):
         assert part in text
     assert "The paper's scale" not in settings({"preset": "paper"})._repr_markdown_()
 
@@ -140,7 +142,8 @@ def test_a_quick_notebook_has_a_results_folder_of_its_own(tmp_path):
 
 def test_run_and_model(tmp_path):
     chosen = settings({"preset": "quick", "dataset": "mnist", "train_limit": 60, "batch_size": 10,
-                       "epochs": 1, "iw_samples": 1, "z_dim": 8, "results": tmp_path, "device": "cpu"})
+                       "epochs": 1, "iw_samples": 1, "z_dim": 8, "results": tmp_path,
+                       "device": "cpu"})
     e = chosen.experiment(K=3)
     record = chosen.run(e)
     assert Experiment(**record["experiment"]) == e and record["environment"]["device"] == "cpu"
@@ -164,6 +167,11 @@ def test_glue_keeps_a_value_for_the_prose_and_prints_nothing(monkeypatch, capsys
     import myst_nb
 
     kept = {}
-    monkeypatch.setattr(myst_nb, "glue", lambda name, value, display: (print(value), kept.update({name: value})))
+
+    def noisy(name, value, display):
+        print(value)
+        kept[name] = value
+
+    monkeypatch.setattr(myst_nb, "glue", noisy)
     notebook.glue("elbo", -46.5)
     assert kept == {"elbo": -46.5} and capsys.readouterr().out == ""

@@ -11,6 +11,7 @@ import torch
 from helpers import Toy, by_image, exact_elbo, exact_terms, hermite, small, toy_images, within
 from torch.distributions import Categorical, kl_divergence
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+from torch.func import functional_call
 
 from cgmvae import objectives
 from cgmvae.experiment import ESTIMATORS, Experiment
@@ -77,7 +78,8 @@ def test_concrete_at_the_papers_temperature_against_torch_distributions(kl_y_for
         theirs["kl_y"] = q_y.log_prob(log_y) - p_y.log_prob(log_y)
     else:
         uniform = Categorical(torch.ones(2, 3, dtype=torch.float64))
-        theirs["kl_y"] = kl_divergence(Categorical(logits=log_q_y), uniform).expand_as(log_y[..., 0])
+        kl_y = kl_divergence(Categorical(logits=log_q_y), uniform)
+        theirs["kl_y"] = kl_y.expand_as(log_y[..., 0])
     for term in TERMS:
         error = sum((v.var(0) / len(v) for v in (ours[term], theirs[term]))).sqrt()
         assert ((ours[term].mean(0) - theirs[term].mean(0)).abs() < 4 * error + 1e-9).all(), term
@@ -137,7 +139,7 @@ def test_given_y_at_a_given_sample():
 
 
 def test_elbo_weighs_only_the_kl_of_y():
-    terms = {"log_px": torch.tensor([-3.0]), "kl_z": torch.tensor([0.5]), "kl_y": torch.tensor([2.0])}
+    terms = {name: torch.tensor([value]) for name, value in zip(TERMS, (-3.0, 0.5, 2.0))}
     assert elbo(terms, 0.25).item() == -3 - 0.5 - 0.25 * 2
     assert elbo(terms).item() == -5.5
     assert elbo(terms | {"score": torch.tensor([0.125])}).item() == -5.375
@@ -152,6 +154,15 @@ def test_score_is_zero_in_value():
 
 def toy_gradient(value: torch.Tensor, toy: Toy) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(toy.parameters()))])
+
+
+def gradients(name: str, toy: Toy, number: int) -> torch.Tensor:
+    """Estimates of the gradient of the sum of both images' ELBOs, (number, parameters)."""
+    found = []
+    for noise in map(seeded, range(number)):
+        terms = objectives.ESTIMATORS[name](toy, toy_images(200), small(), noise)
+        found.append(toy_gradient(2 * elbo(terms).mean(), toy))
+    return torch.stack(found)
 
 
 def test_score_function_gradient_is_unbiased(monkeypatch):
@@ -176,34 +187,26 @@ def test_score_function_gradient_by_sampling():
     """The same with the labels really drawn, against the exact gradient of the exact ELBO."""
     toy = Toy()
     exact = toy_gradient(exact_elbo(toy, toy_images(1)).sum(), toy)
-    draws = torch.stack([
-        toy_gradient(elbo(objectives.score_function(toy, toy_images(200), small(), noise)).mean() * 2,
-                     toy) for noise in map(seeded, range(300))])
-    assert within(draws, exact, 4.5)
+    assert within(gradients("score_function", toy, 300), exact, 4.5)
 
 
 def test_marginal_gradient_is_that_of_the_exact_elbo():
     toy = Toy()
     exact = toy_gradient(exact_elbo(toy, toy_images(1)).sum(), toy)
-    draws = torch.stack([
-        toy_gradient(elbo(objectives.marginal(toy, toy_images(200), small(), noise)).mean() * 2,
-                     toy) for noise in map(seeded, range(100))])
-    assert within(draws, exact, 4.5)
+    assert within(gradients("marginal", toy, 100), exact, 4.5)
 
 
 @pytest.mark.parametrize("name", ("marginal", "concrete"))
 def test_toy_gradients_are_finite_differences(name):
-    toy, experiment = Toy(), small(kl_y_form="relaxed", tau=0.3)
-    names = [n for n, _ in toy.named_parameters()]
+    class Total(Toy):
+        def forward(self) -> torch.Tensor:
+            terms = objectives.ESTIMATORS[name](self, toy_images(2), small(tau=0.3), seeded())
+            return elbo(terms, 0.7).sum()
 
-    def total(*values: torch.Tensor) -> torch.Tensor:
-        def call(x: torch.Tensor) -> torch.Tensor:
-            return elbo(objectives.ESTIMATORS[name](toy, x, experiment, seeded()), 0.7)
-        with torch.nn.utils.stateless._reparametrize_module(toy, dict(zip(names, values, strict=True))):
-            return call(toy_images(2)).sum()
-
-    values = [p.detach().clone().requires_grad_() for p in toy.parameters()]
-    assert torch.autograd.gradcheck(total, values)
+    names, parameters = zip(*Total().named_parameters(), strict=True)
+    assert torch.autograd.gradcheck(
+        lambda *values: functional_call(Total(), dict(zip(names, values, strict=True)), ()),
+        parameters)
 
 
 @pytest.mark.parametrize("K", (3, 12))
@@ -312,8 +315,13 @@ def test_labels_a_few_at_a_time_and_recomputed(monkeypatch, at_once, recompute):
     monkeypatch.setattr(objectives, "labels_at_once", lambda *_: 7)
     loss, gradient = marginal_loss_and_gradient(experiment)
     calls = []
+
+    def counted(model, x, from_h, y, noise):
+        calls.append(len(y))
+        return given_y(model, x, from_h, y, noise)
+
     monkeypatch.setattr(objectives, "labels_at_once", lambda *_: at_once)
-    monkeypatch.setattr(objectives, "given_y", lambda *args: (calls.append(len(args[3])), given_y(*args))[1])
+    monkeypatch.setattr(objectives, "given_y", counted)
     if recompute:
         monkeypatch.setitem(objectives.KEEP_BYTES, "cpu", 0)
     other_loss, other_gradient = marginal_loss_and_gradient(experiment)
@@ -326,9 +334,9 @@ def test_labels_a_few_at_a_time_and_recomputed(monkeypatch, at_once, recompute):
 def test_labels_at_once_fills_the_budget_and_no_more():
     experiment = small(estimator="marginal", K=1000)
     model = GMVAE(experiment)
-    many, few = torch.zeros(1, 1, 28, 28), torch.zeros(100, 1, 28, 28)
-    assert 1 <= objectives.labels_at_once(model, few) < objectives.labels_at_once(model, many) <= 1000
-    assert objectives.labels_at_once(model, torch.zeros(5000, 1, 28, 28)) == 1
+    one, hundred, many = (objectives.labels_at_once(model, torch.zeros(images, 1, 28, 28))
+                          for images in (1, 100, 5000))
+    assert 1000 >= one > hundred >= many == 1
 
 
 @pytest.mark.parametrize("estimator", ("marginal", "concrete"))

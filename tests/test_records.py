@@ -56,8 +56,8 @@ def test_every_record_of_the_book_keeps_to_the_schema():
 
 def every_object(value: dict) -> list[dict]:
     """A record's objects, one of each kind."""
-    return [value, *(value[k] for k in ("experiment", "metrics", "seconds", "progress", "environment")),
-            value["progress"]["curves"][0]]
+    parts = ("experiment", "metrics", "seconds", "progress", "environment")
+    return [value, *(value[k] for k in parts), value["progress"]["curves"][0]]
 
 
 def test_the_schema_wants_every_key_and_no_other(record):
@@ -72,10 +72,11 @@ def test_the_schema_wants_every_key_and_no_other(record):
 
 
 @pytest.mark.parametrize(("part", "key", "value"), [
-    ("metrics", "test_acc", 1.2), ("metrics", "test_log_px", "-100"), ("metrics", "test_elbo", None),
-    ("metrics", "test_clusters_used", 2.5), ("seconds", "training", -1), ("progress", "stopped", ""),
-    ("progress", "curves", []), ("experiment", "estimator", "exact"), ("experiment", "K", 0),
-    ("experiment", "K", None), ("environment", "git_commit", "main"),
+    ("metrics", "test_acc", 1.2), ("metrics", "test_log_px", "-100"),
+    ("metrics", "test_elbo", None), ("metrics", "test_clusters_used", 2.5),
+    ("seconds", "training", -1), ("progress", "stopped", ""), ("progress", "curves", []),
+    ("experiment", "estimator", "exact"), ("experiment", "K", 0), ("experiment", "K", None),
+    ("environment", "git_commit", "main"),
     ("environment", "data_digest", "abc")])
 def test_the_schema_refuses(record, part, key, value):
     record[part][key] = value
@@ -111,7 +112,8 @@ def test_a_record_says_what_was_run_and_how_it_went(record):
     assert progress["images_per_second"] == pytest.approx(150 / seconds["training"], rel=1e-3)
     assert record["metrics"]["iw_samples"] == E.iw_samples
     environment = record["environment"]
-    assert (environment["device"], environment["precision"], environment["compile"]) == ("cpu", "float32", "none")
+    how = [environment[k] for k in ("device", "precision", "compile")]
+    assert how == ["cpu", "float32", "none"]
     assert environment["data_digest"] == data.DIGESTS["mnist-sample"]
     assert environment["libraries"]["cgmvae"] == cgmvae.__version__
 
@@ -176,7 +178,8 @@ def test_a_file_that_is_no_record(tmp_path, content, no_training):
     path = tmp_path / "runs" / f"{E.id}.json"
     path.parent.mkdir()
     path.write_bytes(content.encode(errors="surrogateescape"))
-    for attempt in (lambda: read(path), lambda: run(E, results=tmp_path), lambda: read_all(tmp_path)):
+    for attempt in (lambda: read(path), lambda: run(E, results=tmp_path),
+                    lambda: read_all(tmp_path)):
         with pytest.raises(data.DataError) as error:
             attempt()
         assert f"{path} is not a record" in str(error.value) and "\n" not in str(error.value)

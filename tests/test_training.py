@@ -114,7 +114,8 @@ def test_same_seed_same_run_and_another_seed_another():
 
 
 def test_no_two_uses_of_randomness_share_a_seed():
-    seeds = [derived_seed(s, use) for s in range(20) for use in ("weights", "noise", "order", "test")]
+    uses = ("weights", "noise", "order", "validation", "test")
+    seeds = [derived_seed(s, use) for s in range(20) for use in uses]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -130,10 +131,12 @@ def test_a_trainer_leaves_the_global_random_state_alone():
 
 def test_validation_loss_is_the_negative_elbo():
     """On the toy, where eq. 5 is known: many copies of two images."""
-    pixels = data.Pixels((toy_images(20_000) * 255).permute(0, 2, 3, 1).to(torch.uint8), "threshold")
+    images = (toy_images(20_000) * 255).to(torch.uint8)
+    pixels = data.Pixels(images.permute(0, 2, 3, 1), "threshold")
     exact = exact_elbo(Toy(), toy_images(1)).mean().item()
     for estimator in ESTIMATORS:  # one measure for all of them
-        assert validation_loss(Toy(), pixels, small(estimator=estimator)) == pytest.approx(-exact, abs=0.06)
+        loss = validation_loss(Toy(), pixels, small(estimator=estimator))
+        assert loss == pytest.approx(-exact, abs=0.06)
 
 
 def test_validation_loss_does_not_depend_on_the_annealing():
@@ -194,7 +197,8 @@ def break_at(monkeypatch, step: int, term: str, value: float) -> list:
     return calls
 
 
-@pytest.mark.parametrize(("term", "value"), [("kl_z", math.nan), ("log_px", -math.inf), ("kl_y", math.inf)])
+@pytest.mark.parametrize(("term", "value"), [
+    ("kl_z", math.nan), ("log_px", -math.inf), ("kl_y", math.inf)])
 def test_a_non_finite_loss_stops_at_once(monkeypatch, tmp_path, term, value):
     path = tmp_path / "run.safetensors"
     calls = break_at(monkeypatch, 8, term, value)
@@ -286,7 +290,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(tmp_path, capsys
     """A real `python -m cgmvae train`, killed, interrupted, killed again, and started once more."""
     command = [sys.executable, "-m", "cgmvae", *QUICK, "--results", str(tmp_path / "killed")]
     for stop, epoch in ((signal.SIGKILL, 0), (signal.SIGINT, 1), (signal.SIGKILL, 3)):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True)
         deadline = time.monotonic() + 120
         while epochs_done(tmp_path / "killed") < epoch:
             assert process.poll() is None, process.communicate()

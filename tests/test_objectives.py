@@ -288,7 +288,7 @@ def test_losses_and_gradients_are_the_plain_implementations(dataset, K, estimato
     else:
         uniform = (-torch.empty(4, K).exponential_(generator=noise)).exp()
         expected = plain.plain_concrete(other, x, torch.randn(4, 16, generator=noise), uniform)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     expected.backward()
     ours = as_plain({n: p.grad for n, p in model.named_parameters()}, model.decoder.map_shape)
@@ -305,7 +305,7 @@ def marginal_loss_and_gradient(experiment: Experiment) -> tuple[float, torch.Ten
     x = (torch.rand(4, *experiment.image_shape) > 0.7).float()
     loss = -elbo(objectives.marginal(model, x, experiment, seeded())).mean()
     loss.backward()
-    return float(loss), torch.cat([p.grad.flatten() for p in model.parameters()])
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("at_once", (1, 3, 7))
@@ -351,7 +351,7 @@ def test_bfloat16_is_close_to_float32(estimator):
         assert all(v.dtype == torch.float32 for v in terms.values())
         loss = -elbo(terms).mean()
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert losses[1] != losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # half a nat of 540

@@ -37,7 +37,7 @@ book: .venv/done  ## execute every chapter, build the HTML and print the page to
 	@echo "$(CURDIR)/_build/html/index.html"
 
 test: .venv/done  ## run every test: the package, every chapter, papermill, the book's build
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 bench: .venv/done  ## time a step beside plain PyTorch and Pyro; saves results/benchmarks/
 	$(BIN)/python benchmarks/bench.py

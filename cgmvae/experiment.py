@@ -67,8 +67,8 @@ class Experiment:
     """Every choice of one run. The defaults are the paper's wherever it says what it did.
 
     `None` asks for the default that depends on the other choices; after construction no field
-    is None except `train_limit`, and except those that the run does not use (`tau` without a
-    relaxation, `annealing_steps` without annealing), so that one run has one id.
+    is None except `train_limit`, and except those that the run does not use (`tau` and `kl_y_form`
+    without a relaxation, `annealing_steps` without annealing), so that one run has one id.
 
     Raises ExperimentError, before any work, for a choice that cannot be run.
     """
@@ -83,7 +83,7 @@ class Experiment:
     kl_y_form: str | None = choice(
         None, "the KL(q(y|x)||p(y)) of `concrete`: `relaxed`, the ratio of Concrete densities at "
         "the sample, or `categorical`, the closed form; the other estimators have a discrete y "
-        "and always use `categorical`", "eq. 7 reads `relaxed`; the text can mean either")
+        "and always the closed form", "eq. 7 reads `relaxed`; the text can mean either")
     annealing: str = choice("ramp", "the weight of KL(q(y|x)||p(y)): " + ", ".join(SCHEDULES),
                             "the text says `ramp`, the formula `printed`")
     annealing_steps: int | None = choice(None, "time scale of the annealing in steps; 2000",
@@ -158,7 +158,7 @@ class Experiment:
         if self.estimator in ("marginal", "score_function"):
             self._set("tau", None)
         if self.estimator != "concrete":
-            self._set("kl_y_form", "categorical")
+            self._set("kl_y_form", None)
         if self.annealing == "none":
             self._set("annealing_steps", None)
 

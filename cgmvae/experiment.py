@@ -48,7 +48,7 @@ PADDINGS = ("same", "valid")
 PRESETS = {
     "paper": {},
     "small": {"train_limit": 20_000, "epochs": 20},
-    "quick": {"epochs": 6, "batch_size": 32, "iw_samples": 10},
+    "quick": {"epochs": 5, "batch_size": 32, "iw_samples": 10},
 }
 """The paper's scale, one for a laptop's hour, one for a laptop's minute (on a sample)."""
 

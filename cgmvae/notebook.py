@@ -11,6 +11,7 @@ import difflib
 import inspect
 import os
 import tempfile
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def show(*objects: Any):
     """The source of functions or classes of the package, highlighted: shown code is shipped code."""
     from IPython.display import Code
 
-    return Code("\n\n".join(inspect.getsource(o).rstrip() for o in objects), language="python")
+    sources = (textwrap.dedent(inspect.getsource(o)).rstrip() for o in objects)
+    return Code("\n\n".join(sources), language="python")
 
 
 def glue(name: str, value: Any) -> None:

@@ -124,7 +124,7 @@ def test_the_environment_overrides_the_parameter(monkeypatch):
 def test_it_says_first_thing_which_scale_and_what_that_changes():
     text = settings({"preset": "quick", "dataset": "mnist"})._repr_markdown_()
     for part in ("**quick**", "asked for", "3,600 training images", "`mnist-sample`",
-                 "up to 6 epochs", "The paper's scale is 54,000 images and up to 200 epochs",
+                 "up to 5 epochs", "The paper's scale is 54,000 images and up to 200 epochs",
                  "Device: cpu"):
         assert part in text
     assert "The paper's scale" not in settings({"preset": "paper"})._repr_markdown_()

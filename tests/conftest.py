@@ -4,6 +4,7 @@ import os
 
 import matplotlib
 import pytest
+import torch._dynamo  # noqa: F401  it inspects torch when imported: before a test replaces a part
 
 # In the environment, because the kernels of the chapters inherit it.
 os.environ["CGMVAE_PRESET"] = "quick"

@@ -1,7 +1,7 @@
 """The paper's encoder and decoder bodies (appendix A).
 
 Both keep images channels last in memory and write the transposed convolutions in their
-sub-pixel form. Neither changes what is computed; together they halve the time of a step.
+sub-pixel form. Neither changes what is computed; `make bench` measures what they save.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class SubPixelTransposedConv(nn.Module):
     It equals `nn.ConvTranspose2d(in_channels, out_channels, 5, stride=2, padding=p,
     output_padding=1)` with the same `weight` and `bias`. An output pixel sees only every second
     tap of the 5x5 filter: 3x3 inputs at most. So all four outputs (row and column even or odd)
-    of an input pixel come from one 3x3 convolution with four times the channels, which runs at
-    several times the speed (Shi et al., 2016, give the correspondence).
+    of an input pixel come from one 3x3 convolution with four times the channels, which CPUs run
+    faster (Shi et al., 2016, give the correspondence).
 
     Args:
         in_channels, out_channels: as for `nn.ConvTranspose2d`.

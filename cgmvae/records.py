@@ -53,12 +53,12 @@ def run(experiment: Experiment, *, device: str = "auto", precision: str = "auto"
         ExperimentError, DataError, CheckpointError: bad input, before any work.
         NonFiniteLoss: during it.
     """
-    paths = Paths(results, experiment)
-    if paths.record.exists():
-        return read(paths.record)
     place = devices.find_device(device)
     devices.find_precision(precision, place)
     devices.find_compilation(compile, place)
+    paths = Paths(results, experiment)
+    if paths.record.exists():
+        return read(paths.record)
     devices.check_memory(experiment, place)
     paths.check_writable()
     images = data.load(experiment.dataset)

@@ -19,3 +19,14 @@ def own_data_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CGMVAE_DATA", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fail if images are loaded or a trainer made: bad input must be refused before either."""
+    from cgmvae import data, training
+
+    def forbidden(*_, **__):
+        pytest.fail("work started on a choice that cannot be run")
+    monkeypatch.setattr(data, "load", forbidden)
+    monkeypatch.setattr(training, "Trainer", forbidden)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import BAD, BAD_PLACES, assert_says
 
-from cgmvae import data, notebook, objectives, records, training
+from cgmvae import data, notebook, objectives, records
 from cgmvae.experiment import Experiment, ExperimentError, preset
 from cgmvae.notebook import check_parameters, find_preset, settings
 
@@ -19,14 +19,6 @@ def own_preset(monkeypatch):
     monkeypatch.delenv("CGMVAE_PRESET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-
-
-@pytest.fixture
-def no_work(monkeypatch):
-    def forbidden(*_, **__):
-        pytest.fail("work started on a choice that cannot be run")
-    monkeypatch.setattr(data, "load", forbidden)
-    monkeypatch.setattr(training, "Trainer", forbidden)
 
 
 # Bad input

@@ -7,20 +7,12 @@ import sys
 import pytest
 from helpers import BAD, BAD_PLACES, assert_says, small
 
-from cgmvae import data, training
+from cgmvae import data
 from cgmvae.__main__ import main
 from cgmvae.experiment import Experiment
 
 SMALL = ["train", "--dataset", "mnist-sample", "--train_limit", "60", "--batch_size", "10",
          "--epochs", "3", "--annealing_steps", "20", "--iw_samples", "2", "--z_dim", "8"]
-
-
-@pytest.fixture
-def no_work(monkeypatch):
-    def forbidden(*_, **__):
-        pytest.fail("work started on a choice that cannot be run")
-    monkeypatch.setattr(data, "load", forbidden)
-    monkeypatch.setattr(training, "Trainer", forbidden)
 
 
 def refused(argv: list[str], capsys) -> str:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import BAD, BAD_PLACES, assert_says, small
 
-from cgmvae import data
+from cgmvae import data, training
 from cgmvae.__main__ import main
 from cgmvae.experiment import Experiment
 

@@ -132,13 +132,18 @@ class Bench:
         self.device, self.cores = device, cores
         self.spawn = multiprocessing.get_context("spawn")
 
-    def times(self, e: Experiment, names: list[str], rounds: int, budget: float) -> dict[str, dict]:
-        """Seconds of each round by name, and the peak memory; stops early past `budget` seconds."""
+    def times(self, jobs: dict[str, tuple[str, Experiment]], rounds: int,
+              budget: float) -> dict[str, dict]:
+        """Seconds of each round by name, and the peak memory; stops early past `budget` seconds.
+
+        Args:
+            jobs: the implementation and the experiment to time under each name.
+        """
         crew = {}
-        for name in names:
+        for name, (implementation, e) in jobs.items():
             here, there = self.spawn.Pipe()
             process = self.spawn.Process(target=worker, daemon=True,
-                                         args=(there, name, e, self.device, self.cores))
+                                         args=(there, implementation, e, self.device, self.cores))
             process.start()
             if (answer := here.recv()) == "ready":
                 crew[name] = (here, process)
@@ -153,10 +158,10 @@ class Bench:
                 pipe.send(True)
                 answer = pipe.recv()
                 if isinstance(answer, str):
-                    raise RuntimeError(f"{name} on {e.id}: {answer}")
+                    raise RuntimeError(f"{name}: {answer}")
                 seconds[name].append(answer[0])
                 peak[name] = answer[1]
-            if len(seconds) and len(seconds[names[0]]) >= 3 and time.perf_counter() - start > budget:
+            if time.perf_counter() - start > budget and all(len(s) >= 3 for s in seconds.values()):
                 break
         for pipe, process in crew.values():
             pipe.send(False)
@@ -195,19 +200,30 @@ def run(args: argparse.Namespace) -> dict:
     environment = records.environment(device, "see cells", "auto", "random pixels")
     out = {"environment": {**environment, "threads": len(cores)}, "batch_size": BATCH,
            "budget_seconds": args.budget,
-           "gemm": {p: gemm_rate(p, device.type, cores) for p in precisions}, "cells": [], "sweep": []}
+           "gemm": {p: gemm_rate(p, device.type, cores) for p in precisions},
+           "cells": [], "wide": [], "sweep": []}
     for dataset, estimator, K in CELLS:
         e = preset("paper", dataset=dataset, estimator=estimator, K=K, batch_size=BATCH)
-        timed = bench.times(e, implementations, args.rounds, budget=600)
+        timed = bench.times({name: (name, e) for name in implementations}, args.rounds, budget=600)
         cell = {"dataset": dataset, "estimator": estimator, "K": K,
                 "operations": count(e).of(estimator, K) * BATCH, "times": timed}
         out["cells"].append(cell)
         print_cell(cell, out["gemm"])
+    for dataset in ("mnist", "cifar100"):
+        es = {K: preset("paper", dataset=dataset, estimator="concrete", K=K, batch_size=BATCH)
+              for K in (10, 1000)}
+        timed = bench.times({f"K={K}": ("ours float32", e) for K, e in es.items()}, args.rounds,
+                            budget=600)
+        counted = count(es[1000]).of("concrete", 1000) / count(es[10]).of("concrete", 10)
+        out["wide"].append({"dataset": dataset, "counted": counted, "times": timed})
+        low, middle, high = ratio(timed["K=1000"]["seconds"], timed["K=10"]["seconds"])
+        print(f"{dataset} concrete, K = 1,000 over K = 10: {middle:.3f} [{low:.3f}, {high:.3f}]; "
+              f"operations {counted:.3f}", flush=True)
     for estimator in ("concrete", "marginal"):
         active = ["plain", "pyro", f"ours {precisions[-1] if device.type == 'cuda' else 'float32'}"]
         for K in KS:
             e = preset("paper", dataset=args.dataset, estimator=estimator, K=K, batch_size=BATCH)
-            timed = bench.times(e, active, args.sweep_rounds, budget=args.budget)
+            timed = bench.times({name: (name, e) for name in active}, args.rounds, budget=args.budget)
             out["sweep"].append({"dataset": args.dataset, "estimator": estimator, "K": K,
                                  "operations": count(e).of(estimator, K) * BATCH, "times": timed})
             line = "  ".join(f"{n} {1000 * statistics.median(t['seconds']):9.1f} ms "
@@ -267,8 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--cores", type=int, default=1, help="CPU cores that all share (1)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each in Table 1's cells")
-    parser.add_argument("--sweep-rounds", type=int, default=5, help="the same for the sweep over K")
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each")
     parser.add_argument("--dataset", default="mnist", help="of the sweep over K")
     parser.add_argument("--budget", type=float, default=30.0,
                         help="seconds: a K stops there, and who needs a quarter of it for a step is "

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from cgmvae import relaxation
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
-from cgmvae.relaxation import concrete_log_density, concrete_sample, gumbel_max
+from cgmvae.relaxation import concrete_log_ratio, concrete_sample, gumbel_max
 
 Terms = dict[str, Tensor]
 
@@ -94,9 +94,7 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
     log_q_y = model.log_q_y(h)
     log_y = concrete_sample(log_q_y, experiment.tau, generator)
     if experiment.kl_y_form == "relaxed":
-        uniform = torch.full_like(log_q_y, model.log_p_y())
-        kl_y = (concrete_log_density(log_y, log_q_y, experiment.tau)
-                - concrete_log_density(log_y, uniform, experiment.tau))
+        kl_y = concrete_log_ratio(log_y, log_q_y, experiment.tau)
     else:
         kl_y = categorical_kl(log_q_y, model.log_p_y())
     log_px, kl_z = _one_label(model, x, h, log_y.exp(), generator)

@@ -11,6 +11,7 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from cgmvae import relaxation
 from cgmvae.relaxation import (
     concrete_log_density,
+    concrete_log_ratio,
     concrete_sample,
     gumbel,
     gumbel_max,
@@ -46,9 +47,15 @@ def test_gumbel_noise_is_finite_shaped_and_seeded():
     assert gumbel(torch.empty(2_000_000), seeded()).isfinite().all()
 
 
-def test_gumbel_noise_is_finite_even_for_an_exponential_of_zero(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda e, generator=None: e.zero_())
+def test_gumbel_noise_is_finite_even_for_a_uniform_of_zero(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **kwargs: torch.zeros(shape))
     assert gumbel(torch.empty(3)).isfinite().all()
+
+
+def test_gumbel_noise_ends_where_float32_does(monkeypatch):
+    below_one = float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
+    monkeypatch.setattr(torch, "rand", lambda shape, **kwargs: torch.full(shape, below_one))
+    assert float(gumbel(torch.empty(()))) == pytest.approx(16.6, abs=0.05)
 
 
 def test_gumbel_max_frequencies_are_softmax():
@@ -111,6 +118,24 @@ def test_density_does_not_depend_on_the_normalisation_of_the_logits():
     log_y = concrete_sample(LOGITS, 0.3, seeded())
     assert torch.allclose(concrete_log_density(log_y, LOGITS, 0.3),
                           concrete_log_density(log_y, LOGITS + 7, 0.3), rtol=1e-10)
+
+
+@pytest.mark.parametrize("K", (2, 10, 1000))
+@pytest.mark.parametrize("tau", (0.1, 0.3, 2.0))
+def test_log_ratio_and_its_gradient_are_those_of_two_densities(K, tau):
+    torch.manual_seed(K)
+    logits = torch.randn(20, K, dtype=torch.float64)
+
+    def value_and_gradient(ratio):
+        point = logits.clone().requires_grad_()
+        value = ratio(concrete_sample(point, tau, seeded()), point)
+        return value, torch.autograd.grad(value.sum(), point)[0]
+
+    ours = value_and_gradient(lambda log_y, point: concrete_log_ratio(log_y, point, tau))
+    theirs = value_and_gradient(lambda log_y, point: concrete_log_density(log_y, point, tau)
+                                - concrete_log_density(log_y, torch.zeros_like(point), tau))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-8, atol=1e-8)
 
 
 def test_density_stays_finite_where_y_underflows():

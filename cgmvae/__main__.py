@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from cgmvae import checkpoints, data, records, sweep, training
+from cgmvae import checkpoints, data, parallel, records, sweep, training
 from cgmvae.devices import COMPILATIONS, PRECISIONS
 from cgmvae.experiment import DATASETS, PRESETS, Experiment, ExperimentError, preset
 
@@ -58,6 +58,8 @@ def _train(args: argparse.Namespace) -> None:
     experiment = preset(args.preset, **choices)
     record = records.run(experiment, device=args.device, precision=args.precision,
                          compile=args.compile, results=args.results)
+    if not parallel.first():
+        return
     metrics, progress = record["metrics"], record["progress"]
     print(f"{record['id']} ({record['preset']}): {progress['epochs']} epochs, {progress['stopped']}; "
           f"{record['seconds']['training']:.0f} s of training, "
@@ -105,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args.task(args)
     except BAD_INPUT as error:
-        print(f"cgmvae: {error}", file=sys.stderr)
+        if parallel.first():
+            print(f"cgmvae: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"cgmvae: stopped. {stop} The same command goes on from there.", file=sys.stderr)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cgmvae import relaxation
@@ -139,6 +139,21 @@ def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor,
 ESTIMATORS: dict[str, Callable[..., Terms]] = {
     "concrete": concrete, "marginal": marginal,
     "straight_through": straight_through, "score_function": score_function}
+
+class Estimate(nn.Module):
+    """The experiment's estimator as a module, x (B, C, H, W) to its terms.
+
+    torch's distributed data parallel asks for a module.
+    """
+
+    def __init__(self, model: GMVAE, experiment: Experiment, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.model, self.experiment, self.generator = model, experiment, generator
+
+    def forward(self, x: Tensor) -> Terms:
+        estimator = ESTIMATORS[self.experiment.estimator]
+        return estimator(self.model, x, self.experiment, self.generator)
+
 
 KEEP_BYTES = {"cpu": 2 * 2**30, "cuda": 24 * 2**30, "mps": 2 * 2**30}
 """What the marginal may keep for its backward pass before it recomputes instead."""

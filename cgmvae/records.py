@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from cgmvae import checkpoints, data, devices, evaluation, training
+from cgmvae import checkpoints, data, devices, evaluation, parallel, training
 from cgmvae.experiment import Experiment
 
 Record = dict[str, Any]
@@ -39,6 +39,8 @@ def run(experiment: Experiment, *, device: str = "auto", precision: str = "auto"
 
     A run that has a record is not repeated: the record is returned. A run that was interrupted
     goes on from its checkpoint and ends as if it had not been.
+
+    Under `torchrun` the processes share the run, and the first one writes (see `parallel`).
 
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -62,11 +64,16 @@ def run(experiment: Experiment, *, device: str = "auto", precision: str = "auto"
     devices.check_memory(experiment, place)
     paths.check_writable()
     images = data.load(experiment.dataset)
-    splits = data.split(experiment, images, place)
-    trainer = training.Trainer(experiment, splits, place, precision=precision, compile=compile,
-                               checkpoint=paths.checkpoint)
-    training.fit(trainer, progress_bar)
-    return finish(trainer, images.digest, paths)
+    with parallel.group(experiment, place) as place:
+        splits = data.split(experiment, images, place)
+        trainer = training.Trainer(experiment, splits, place, precision=precision, compile=compile,
+                                   checkpoint=paths.checkpoint)
+        parallel.wait()  # until all have read the checkpoint that the first goes on to write
+        training.fit(trainer, progress_bar)
+        if parallel.first():
+            finish(trainer, images.digest, paths)
+        parallel.wait()
+    return read(paths.record)
 
 
 class Paths:
@@ -112,10 +119,12 @@ def finish(trainer: training.Trainer, digest: str, paths: Paths, at_once: int = 
                      "stopped": progress["stopped"], "final_train_kl_y": last["kl_y"],
                      "curves": progress["curves"]},
         "environment": {**environment(trainer.device, trainer.precision, trainer.compile, digest),
-                        "runs_at_once": at_once}}
+                        "runs_at_once": at_once, "processes": parallel.size()}}
     checkpoints.save_weights(trainer.model, e, paths.weights)
     write(record, paths.record)
-    paths.checkpoint.unlink(missing_ok=True)
+    # Also what a kill in the middle of a checkpoint's write left behind.
+    for path in (paths.checkpoint, *paths.checkpoint.parent.glob(f".{paths.checkpoint.name}.*")):
+        path.unlink(missing_ok=True)
     return record
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cgmvae import annealing, checkpoints, objectives
+from cgmvae import annealing, checkpoints, objectives, parallel
 from cgmvae.data import Pixels, Splits
 from cgmvae.devices import find_compilation, find_precision, keep_freed_memory
 from cgmvae.experiment import Experiment
@@ -57,7 +57,8 @@ class Trainer:
                  checkpoint: Path | None = None) -> None:
         self.experiment, self.splits, self.device = experiment, splits, device
         self.precision = find_precision(precision, device)
-        self.compile = find_compilation(compile, device)
+        # DDP's averaging between processes is not recorded into a graph.
+        self.compile = "none" if parallel.size() > 1 else find_compilation(compile, device)
         self.checkpoint = checkpoint
         keep_freed_memory()
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
@@ -70,6 +71,7 @@ class Trainer:
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=e.learning_rate, fused=True,
                                           capturable=device.type == "cuda")
         self.noise = torch.Generator(device).manual_seed(derived_seed(e.seed, "noise"))
+        self.estimate = parallel.averaging(objectives.Estimate(self.model, e, self.noise))
         self.shuffle = torch.Generator().manual_seed(derived_seed(e.seed, "order"))
         self.order = torch.zeros(e.steps_per_epoch, e.batch_size, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # of the step in its epoch
@@ -96,9 +98,10 @@ class Trainer:
     def step(self) -> None:
         """One step: gather a batch, estimate the ELBO, differentiate, move the weights."""
         e = self.experiment
-        x = self.splits.train.batch(self.order.index_select(0, self.position)[0], self.noise)
+        rows = parallel.share(self.order.index_select(0, self.position)[0])
+        x = self.splits.train.batch(rows, self.noise)
         w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
-        terms = objectives.ESTIMATORS[e.estimator](self.model, x, e, self.noise)
+        terms = self.estimate(x)
         loss = -objectives.elbo(terms, w).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -122,6 +125,9 @@ class Trainer:
             if int(self.position) == 0:
                 order = torch.randperm(e.train_size, generator=self.shuffle)
                 self.order.copy_(order[:self.order.numel()].view_as(self.order))
+            if parallel.size() > 1:  # to each its own noise; the checkpoint holds only the first's
+                self.noise.manual_seed(derived_seed(e.seed, f"noise {parallel.rank()} of "
+                                                    f"{parallel.size()} at {progress['step']}"))
             start = time.perf_counter()
             first = progress["step"] - progress["epoch"] * e.steps_per_epoch
             for position in range(first, e.steps_per_epoch):
@@ -142,16 +148,16 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint, in the background: training goes on from a copy."""
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and parallel.first():
             with self.clock("checkpoints"):
                 self.writer.save(self, self.checkpoint)
 
     def _end_epoch(self) -> None:
         e, progress = self.experiment, self.progress
         with self.clock("validation"):
-            loss = validation_loss(self.model, self.splits.validation, e)
+            loss = parallel.agreed(validation_loss(self.model, self.splits.validation, e))
         progress["epoch"] += 1
-        means = dict(zip(TERMS, self.terms.double().mean(0).tolist(), strict=True))
+        means = dict(zip(TERMS, parallel.mean(self.terms).double().mean(0).tolist(), strict=True))
         progress["curves"].append({"epoch": progress["epoch"], "step": progress["step"], **means,
                                    "validation_loss": loss,
                                    "seconds": progress["seconds"]["training"]})
@@ -241,12 +247,12 @@ def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
         progress_bar: None shows one only on a terminal.
     """
     e, done = trainer.experiment, trainer.progress["step"]
-    hide = not sys.stderr.isatty() if progress_bar is None else not progress_bar
-    with (tqdm(total=e.epochs * e.steps_per_epoch, initial=done, disable=hide, unit="step",
+    show = parallel.first() and (sys.stderr.isatty() if progress_bar is None else progress_bar)
+    with (tqdm(total=e.epochs * e.steps_per_epoch, initial=done, disable=not show, unit="step",
                desc=e.id, mininterval=0.5) as bar, _interrupt_between_steps() as interrupted):
         for progress in trainer.run():
             bar.update(progress["step"] - bar.n)
-            if not hide and "now" in progress and bar.n % 10 == 0:
+            if show and "now" in progress and bar.n % 10 == 0:
                 loss, log_px, kl_z, kl_y = progress["now"].tolist()
                 rate = progress["step"] * e.batch_size / progress["seconds"]["training"]
                 bar.set_postfix_str(f"loss {loss:.2f} = -({log_px:.2f}) + kl_z {kl_z:.2f} + w * "

@@ -130,7 +130,9 @@ class Bench:
 
     def __init__(self, device: str, cores: set[int]) -> None:
         self.device, self.cores = device, cores
-        self.spawn = multiprocessing.get_context("spawn")
+        # Processes are forked from a server that has torch imported but has computed nothing.
+        self.spawn = multiprocessing.get_context("forkserver")
+        self.spawn.set_forkserver_preload(["torch.utils.benchmark", "pyro", "cgmvae.figures"])
 
     def times(self, jobs: dict[str, tuple[str, Experiment]], rounds: int,
               budget: float) -> dict[str, dict]:
@@ -187,8 +189,8 @@ def ratio(mine: list[float], theirs: list[float]) -> list[float]:
     return statistics.quantiles([m / t for m, t in zip(mine, theirs, strict=True)], n=4)
 
 
-def run(args: argparse.Namespace) -> dict:
-    """All measurements, as the JSON file holds them."""
+def run(args: argparse.Namespace, folder: Path) -> Path:
+    """Take all measurements; what there is so far is saved after each."""
     device = devices.find_device(args.device)
     cores = set(range(args.cores))
     with contextlib.suppress(AttributeError):
@@ -208,6 +210,7 @@ def run(args: argparse.Namespace) -> dict:
         cell = {"dataset": dataset, "estimator": estimator, "K": K,
                 "operations": count(e).of(estimator, K) * BATCH, "times": timed}
         out["cells"].append(cell)
+        save(out, folder)
         print_cell(cell, out["gemm"])
     for dataset in ("mnist", "cifar100"):
         es = {K: preset("paper", dataset=dataset, estimator="concrete", K=K, batch_size=BATCH)
@@ -216,6 +219,7 @@ def run(args: argparse.Namespace) -> dict:
                             budget=600)
         counted = count(es[1000]).of("concrete", 1000) / count(es[10]).of("concrete", 10)
         out["wide"].append({"dataset": dataset, "counted": counted, "times": timed})
+        save(out, folder)
         low, middle, high = ratio(timed["K=1000"]["seconds"], timed["K=10"]["seconds"])
         print(f"{dataset} concrete, K = 1,000 over K = 10: {middle:.3f} [{low:.3f}, {high:.3f}]; "
               f"operations {counted:.3f}", flush=True)
@@ -226,6 +230,7 @@ def run(args: argparse.Namespace) -> dict:
             timed = bench.times({name: (name, e) for name in active}, args.rounds, budget=args.budget)
             out["sweep"].append({"dataset": args.dataset, "estimator": estimator, "K": K,
                                  "operations": count(e).of(estimator, K) * BATCH, "times": timed})
+            path = save(out, folder)
             line = "  ".join(f"{n} {1000 * statistics.median(t['seconds']):9.1f} ms "
                              f"{t['peak_bytes'] / 2**30:5.2f} GiB" for n, t in timed.items())
             print(f"{args.dataset} {estimator} K={K}: {line}", flush=True)
@@ -234,7 +239,10 @@ def run(args: argparse.Namespace) -> dict:
                       and statistics.median(timed[n]["seconds"]) < args.budget / 4]
             if not active:
                 break
-    return out
+    figures.style()
+    figures.step_time_against_K(out).savefig(path.with_suffix(".steps.png"))
+    figures.share_of_limit(out).savefig(path.with_suffix(".share.png"))
+    return path
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -265,16 +273,13 @@ def print_cell(cell: dict, gemm: dict[str, float]) -> None:
 
 
 def save(out: dict, folder: Path) -> Path:
-    """DEVICE.json and the two figures, in `folder`."""
+    """Write DEVICE.json in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^A-Za-z0-9]+", "-", out["environment"]["device_name"]).strip("-").lower()
     path = folder / f"{name}.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(out, indent=1) + "\n")
     os.replace(temporary, path)
-    figures.style()
-    figures.step_time_against_K(out).savefig(path.with_suffix(".steps.png"))
-    figures.share_of_limit(out).savefig(path.with_suffix(".share.png"))
     return path
 
 
@@ -290,8 +295,7 @@ def main() -> None:
                              "not asked for a larger K")
     parser.add_argument("--out", type=Path, help="folder (results/benchmarks)")
     args = parser.parse_args()
-    out = run(args)
-    print(f"\nsaved in {save(out, args.out or records.results_folder() / 'benchmarks')}")
+    print(f"\nsaved in {run(args, args.out or records.results_folder() / 'benchmarks')}")
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--results", help="folder of the records")
     table.set_defaults(task=_table)
 
-    many = commands.add_parser("sweep", help="run what is missing of a table, or show what is there")
-    many.add_argument("table", help=", ".join(sweep.TABLES))
+    many = commands.add_parser("sweep", help="run what is missing of tables, or show what is there")
+    many.add_argument("tables", nargs="+", help="one or more, in this order: " + ", ".join(sweep.TABLES))
     many.add_argument("--status", action="store_true", help="only show what is there")
     many.add_argument("--publish", action="store_true",
                       help="write the median seed's model of each cell to results/checkpoints")
-    many.add_argument("--minutes", type=float, default=60 * 24 * 7, help="stop after so many")
+    many.add_argument("--minutes", type=float, default=60 * 24 * 7, help="stop after so many, for all tables together")
     many.add_argument("--out", type=Path, help="results folder to write to")
     many.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     many.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
@@ -81,18 +81,22 @@ def _table(args: argparse.Namespace) -> None:
 
 def _sweep(args: argparse.Namespace) -> None:
     out = args.out or records.results_folder()
-    sweep.runs(args.table)  # the name is right before anything starts
+    for name in args.tables:
+        sweep.runs(name)  # the names are right before anything starts
     if args.publish:
-        for path in sweep.publish(args.table, out):
-            print(path)
+        for name in args.tables:
+            print(*sweep.publish(name, out), sep="\n")
         return
+    start, finished = time.monotonic(), 0
+    for name in [] if args.status else args.tables:
+        left = args.minutes - (time.monotonic() - start) / 60
+        finished += sweep.sweep(name, out=out, minutes=left, device=args.device,
+                                precision=args.precision, at_once=args.at_once)
     if not args.status:
-        start = time.monotonic()
-        finished = sweep.sweep(args.table, out=out, minutes=args.minutes, device=args.device,
-                               precision=args.precision, at_once=args.at_once)
         hours = (time.monotonic() - start) / 3600
         print(f"{finished} runs finished, {finished / hours:.1f} an hour")
-    print(sweep.status(args.table, [records.results_folder(), out]).to_string(index=False))
+    for name in args.tables:
+        print(f"\n{name}\n{sweep.status(name, [records.results_folder(), out]).to_string(index=False)}")
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -135,6 +135,15 @@ def test_publish_keeps_single_precision_where_half_moves_the_value(tiny):
 def test_status_counts_what_is_there(tiny, capsys, monkeypatch):
     records.run(sweep.runs("tiny")[0], results=tiny)
     assert main(["sweep", "tiny", "--status", "--out", str(tiny)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[-3:] == ["done", "unfinished", "missing"]
-    assert [line.split()[-3:] for line in lines[1:]] == [["1", "0", "1"], ["0", "0", "2"]]
+    name, head, *lines = capsys.readouterr().out.split("\n")[1:-1]
+    assert name == "tiny" and head.split()[-3:] == ["done", "unfinished", "missing"]
+    assert [line.split()[-3:] for line in lines] == [["1", "0", "1"], ["0", "0", "2"]]
+
+
+def test_tables_are_swept_in_turn_and_share_the_minutes(tiny, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep, "sweep", lambda name, minutes, **_: asked.append((name, minutes)) or 2)
+    assert main(["sweep", "small", "tiny", "--minutes", "5", "--out", str(tiny)]) == 0
+    assert [name for name, _ in asked] == ["small", "tiny"] and asked[0][1] > asked[1][1] > 4.9
+    assert "4 runs finished" in capsys.readouterr().out
+    assert main(["sweep", "small", "tinny", "--out", str(tiny)]) == 2 and len(asked) == 2

@@ -57,9 +57,11 @@ class ExperimentError(ValueError):
     """A choice that cannot be run. Its message names the field, the value and what is allowed."""
 
 
-def choice(default: Any, help: str, paper: str = "not said") -> Any:
-    """A field with its explanation and what the paper says of it; the book prints both."""
-    return dataclasses.field(default=default, metadata={"help": help, "paper": paper})
+def choice(default: Any, help: str, paper: str = "not said", reason: str = "") -> Any:
+    """A field with its explanation, what the paper says of it and, where that leaves a choice, the
+    reason for ours. The shell prints the first; the book prints all."""
+    return dataclasses.field(default=default,
+                             metadata={"help": help, "paper": paper, "reason": reason})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,34 +80,51 @@ class Experiment:
                             "`concrete` (eq. 7, 8) against `marginal` (eq. 6)")
     K: int | None = choice(None, "number of clusters; 10 for MNIST and 20 for CIFAR-100",
                            "10 and 20")
-    z_dim: int = choice(64, "D, the dimension of z")
+    z_dim: int = choice(64, "D, the dimension of z", reason="the code of the blog post that the "
+                        "paper cites for the model (Shu, 2016) has 64")
     tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3")
     kl_y_form: str | None = choice(
         None, "the KL(q(y|x)||p(y)) of `concrete`: `relaxed`, the ratio of Concrete densities at "
         "the sample, or `categorical`, the closed form; the other estimators have a discrete y "
-        "and always the closed form", "eq. 7 reads `relaxed`; the text can mean either")
+        "and always the closed form", "eq. 7 reads `relaxed`; the text can mean either",
+        "the formula is what is printed; chapter 3 compares the two")
     annealing: str = choice("ramp", "the weight of KL(q(y|x)||p(y)): " + ", ".join(SCHEDULES),
-                            "the text says `ramp`, the formula `printed`")
+                            "the text says that it rises, the formula falls",
+                           "the text, and the work that it follows (Bowman et al., 2016), have a "
+                           "weight that rises; chapter 3 compares them")
     annealing_steps: int | None = choice(None, "time scale of the annealing in steps; 2000",
-                                         "2000")
+                                         "2000, without a unit",
+                                         "t counts steps: in epochs, 200 at most, the weight would "
+                                         "not pass 0.1")
     likelihood: str | None = choice(
         None, "p(x|z): `bernoulli` on binary pixels, `cross_entropy` (its formula on pixels in "
         "[0, 1]), or `gaussian` with one learned scale; MNIST `bernoulli`, CIFAR-100 "
-        "`cross_entropy`", "Bernoulli for MNIST; not said for CIFAR-100")
+        "`cross_entropy`", "Bernoulli for MNIST; not said for CIFAR-100",
+        "the paper's value for CIFAR-100 fits `cross_entropy`, and lies below the highest value that "
+        "it can have")
     binarisation: str | None = choice(
         None, "how pixels become 0 or 1: `threshold` at one half, `static` (drawn once), "
         "`dynamic` (drawn anew each time), `none`; `threshold` for `bernoulli`, else `none`",
-        "MNIST is binarised; how is not said")
-    padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)")
-    decoder_units: int = choice(512, "width of the decoder's fully connected layer")
-    batch_size: int = choice(128, "images a step")
+        "MNIST is binarised; how is not said",
+        "every run sees the same pixels, without noise that no model can predict")
+    padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)",
+                         reason="the image is halved twice and doubled twice, and nothing is cut "
+                         "off at its edge")
+    decoder_units: int = choice(512, "width of the decoder's fully connected layer",
+                               reason="the width of the encoder's layer that it mirrors; the "
+                               "decoder of Shu (2016) has it too")
+    batch_size: int = choice(128, "images a step",
+                             reason="a common size; nothing in the paper points to another")
     learning_rate: float = choice(1e-3, "of Adam", "0.001")
     epochs: int = choice(200, "passes over the training images at most", "200")
     patience: int = choice(10, "epochs without a better validation loss before the run stops",
                            "10")
-    validation_fraction: float = choice(0.1, "share of the training images held out")
+    validation_fraction: float = choice(0.1, "share of the training images held out",
+                                        reason="a common share: it leaves 54,000 images of MNIST "
+                                        "and 45,000 of CIFAR-100")
     train_limit: int | None = choice(None, "use only so many training images; None: all", "all")
-    iw_samples: int = choice(50, "samples an image in the importance-weighted bound", "no such bound")
+    iw_samples: int = choice(50, "samples an image in the importance-weighted bound", "no such bound",
+                             "a bound on ln p(x), since the value in Table 1 is none")
     seed: int = choice(0, "of the weights, the split, the order and the noise", "11 runs")
 
     def __post_init__(self) -> None:

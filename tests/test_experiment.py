@@ -45,6 +45,8 @@ def test_defaults_are_the_papers():
 def test_every_field_is_explained():
     for f in dataclasses.fields(Experiment):
         assert f.metadata["help"] and f.metadata["paper"]
+        if "not said" in f.metadata["paper"]:
+            assert f.metadata["reason"], f"the paper does not say {f.name}: why is it what it is?"
 
 
 def test_what_follows_from_the_choices():

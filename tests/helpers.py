@@ -1,10 +1,12 @@
-"""What several test files use: small experiments, and a model small enough to enumerate."""
+"""What several test files use: small experiments, a model small enough to enumerate, the chapters."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,11 @@ from cgmvae import data, training
 from cgmvae.experiment import Experiment
 
 CPU = torch.device("cpu")
+CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def small(**changes) -> Experiment:

@@ -80,11 +80,14 @@ def test_page_says_what_it_should(book, name):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_chapter_has_its_figures(book, name):
-    images = [image["src"] for image in page(book, name).find("article").find_all("img")]
+    images = page(book, name).find("article").find_all("img")
     assert images, "no figure"
-    for source in images:
+    for image in images:
+        source = image["src"]
         if not source.startswith("data:"):
             assert ((book / name).parent / unquote(source)).stat().st_size > 0
+        assert image.get("alt", "").strip() and not image["alt"].endswith(".png"), source
+        assert image.find_parent("figure").find("figcaption").get_text().strip(), source
 
 
 @pytest.mark.parametrize("name", PAGES)

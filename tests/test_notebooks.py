@@ -1,82 +1,13 @@
-"""The chapters as files and as programs: how they are written, what papermill makes of them."""
+"""The chapters as programs: what papermill makes of them. How they are written: test_structure.py."""
 
-import ast
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
-
-from cgmvae import Experiment
-
-CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
-PROMISED = ["01_generative_model", "02_relaxation", "03_annealing", "04_cifar", "05_scaling",
-            "06_clusters", "07_reproduction"]
-NAMES = sorted({*PROMISED, *(path.stem for path in CHAPTERS.glob("*.ipynb"))})
-every_chapter = pytest.mark.parametrize("name", NAMES)
-
-
-def read(name: str) -> nbformat.NotebookNode:
-    path = CHAPTERS / f"{name}.ipynb"
-    assert path.is_file(), f"chapters/{name}.ipynb is missing"
-    return nbformat.read(path, as_version=4)
-
-
-def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def parameter_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [c for c in code_cells(notebook) if "parameters" in c.metadata.get("tags", [])]
-
-
-@every_chapter
-def test_chapter_is_a_source(name):
-    """No outputs, no counts, nothing of the machine or the person that last opened it."""
-    notebook = read(name)
-    nbformat.validate(notebook)
-    assert set(notebook.metadata) <= {"kernelspec", "language_info", "mystnb"}
-    assert notebook.metadata.kernelspec.name == "python3"
-    assert set(notebook.metadata.kernelspec) <= {"name", "display_name", "language"}
-    assert set(notebook.metadata.get("language_info", {})) <= {"name"}
-    for cell in notebook.cells:
-        start = cell.source[:60]
-        assert set(cell.metadata) <= {"tags", "mystnb", "slideshow"}, start
-        assert not cell.get("attachments"), start
-    for cell in code_cells(notebook):
-        assert cell.outputs == [] and cell.execution_count is None, cell.source[:60]
-
-
-@every_chapter
-def test_cells_are_short(name):
-    lengths = [len(cell.source.splitlines()) for cell in code_cells(read(name))]
-    assert max(lengths) <= 40
-    assert statistics.median(lengths) <= 8
-
-
-@every_chapter
-def test_parameters_are_explained(name):
-    """One cell; papermill --help-notebook finds a name, a value and a help text for each line."""
-    cells = parameter_cells(read(name))
-    assert len(cells) == 1
-    statements = ast.parse(cells[0].source).body
-    assert all(isinstance(s, (ast.Assign, ast.AnnAssign)) for s in statements)
-    names = {(s.target if isinstance(s, ast.AnnAssign) else s.targets[0]).id for s in statements}
-    found = papermill.inspect_notebook(str(CHAPTERS / f"{name}.ipynb"))
-    assert set(found) == names
-    assert [n for n, parameter in found.items() if not parameter["help"]] == []
-
-
-@every_chapter
-def test_parameters_are_named_as_in_experiment(name):
-    """A name that differs from a field by its case alone would be a trap."""
-    fields = {field.lower(): field for field in Experiment.__dataclass_fields__}
-    for parameter in papermill.inspect_notebook(str(CHAPTERS / f"{name}.ipynb")):
-        assert fields.get(parameter.lower(), parameter) == parameter
+from helpers import CHAPTERS, code_cells
 
 
 def run(name: str, *arguments: str, folder: Path, **streams) -> subprocess.CompletedProcess:

@@ -3,6 +3,7 @@
 BOOK=_build/html checks pages that are there already instead of building them.
 """
 
+import functools
 import os
 import re
 import shutil
@@ -50,8 +51,13 @@ def book(tmp_path_factory) -> Path:
     return output / "_build" / "html"
 
 
+@functools.cache
+def parsed(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(), "html.parser")
+
+
 def page(book: Path, name: str) -> BeautifulSoup:
-    return BeautifulSoup((book / f"{name}.html").read_text(), "html.parser")
+    return parsed(book / f"{name}.html")
 
 
 def title(name: str) -> str:
@@ -101,8 +107,7 @@ def test_links_lead_somewhere(book, name):
         target = (here.parent / unquote(url.path)).resolve() if url.path else here
         assert target.is_file(), link["href"]
         if url.fragment and target.suffix == ".html":
-            there = BeautifulSoup(target.read_text(), "html.parser")
-            assert there.find(id=unquote(url.fragment)), link["href"]
+            assert parsed(target).find(id=unquote(url.fragment)), link["href"]
 
 
 def test_status_page_lists_every_chapter(book):

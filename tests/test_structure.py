@@ -224,3 +224,13 @@ def test_citations_exist():
              for key in keys.split(",")}
     assert cited - set(entries) == set()
     assert set(entries) - cited - THE_PAPERS_REFERENCES == set(), "in references.bib, cited nowhere"
+
+
+def test_glossary_says_where_a_term_is_introduced():
+    """Each entry names a chapter, and the chapter has the term in its prose."""
+    entries = re.findall(r"(?m)^(\S.*)\n((?:  .*\n)+)", (CHAPTERS / "glossary.md").read_text())
+    assert len(entries) > 40
+    for term, text in entries:
+        chapter, = re.findall(r"\{doc\}`Chapter \d <(\w+)>`", " ".join(text.split()))
+        written = re.sub(r"\s+", " ", prose(chapter).replace("*", "")).lower()
+        assert term.lower() in written, f"{term} is not in {chapter}"

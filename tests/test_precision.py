@@ -1,9 +1,13 @@
 """Speed may not move results: bfloat16 products against float32, over whole runs."""
 
+import os
 import statistics
+import subprocess
+import sys
 
 import helpers
 import pytest
+import torch
 
 from cgmvae import data, evaluation, training
 from cgmvae.devices import find_precision
@@ -35,3 +39,39 @@ def test_bf16_moves_the_final_test_value_by_less_than_another_seed_does(estimato
 def test_tf32_is_refused_where_there_is_none():
     with pytest.raises(ExperimentError, match="precision must be 'float32' or 'bf16' on cpu.*'tf32'"):
         find_precision("tf32", helpers.CPU)
+
+
+FLUSHES = torch.set_flush_denormal(True)  # as cgmvae.devices has done already
+
+
+@pytest.mark.skipif(not FLUSHES, reason="this CPU cannot flush denormal numbers to zero")
+def test_denormal_numbers_are_zero_in_every_thread():
+    code = ("import torch, cgmvae; x = torch.full((4_000_000,), 1e-30) * 1e-10; "
+            "print(torch.get_num_threads(), int((x != 0).sum()))")
+    done = subprocess.run([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, check=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert done.stdout.split() == ["2", "0"]
+
+
+@pytest.mark.skipif(not FLUSHES, reason="this CPU cannot flush denormal numbers to zero")
+def test_flushing_moves_neither_loss_nor_gradient_of_a_certain_model():
+    """q(y|x) is one label to within 1e-39: the other labels' gradients are denormal."""
+    def loss_and_gradient(flush):
+        torch.set_flush_denormal(flush)
+        trainer = helpers.trainer(helpers.small(estimator="marginal"))
+        with torch.no_grad():
+            trainer.model.q_y_layers[-1].bias[0] += 90
+            x = trainer.splits.train.batch(slice(0, 10))
+            q_y = trainer.model.log_q_y(trainer.model.encode(x)).exp()
+        trainer.step()
+        gradients = [p.grad.flatten() for p in trainer.model.parameters()]
+        return trainer.terms[0, 0].item(), torch.cat(gradients), q_y
+
+    try:
+        loss, gradient, q_y = loss_and_gradient(False)
+        assert ((q_y > 0).double() * (q_y.double() < torch.finfo(torch.float32).tiny)).any()
+    finally:
+        flushed_loss, flushed, q_y = loss_and_gradient(True)
+    assert ((q_y == 0) | (q_y > 0.5)).all()
+    assert flushed_loss == pytest.approx(loss, rel=1e-6)
+    assert (flushed - gradient).norm() < 1e-6 * gradient.norm()

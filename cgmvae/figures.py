@@ -126,8 +126,10 @@ def step_time_against_K(benchmark: dict) -> Figure:
             points = [(r["K"], np.median(r["times"][name]["seconds"])) for r in rows if name in r["times"]]
             axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4,
                       label=label)
-        floor = [r["operations"] / benchmark["gemm"]["float32"] for r in rows]
-        axis.plot([r["K"] for r in rows], floor, "--", color="black", label="counted floor, float32")
+        # The package's own precision: one for the whole sweep.
+        precision = next(n for n in rows[0]["times"] if n.startswith("ours")).partition(" ")[2]
+        floor = [r["operations"] / benchmark["gemm"][precision] for r in rows]
+        axis.plot([r["K"] for r in rows], floor, "--", color="black", label=f"counted floor, {precision}")
         axis.set(xscale="log", yscale="log", xlabel="number of clusters K", title=estimator)
     axes[0].set_ylabel("seconds a step")
     axes[0].legend()

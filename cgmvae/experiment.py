@@ -88,10 +88,11 @@ class Experiment:
         "the sample, or `categorical`, the closed form; the other estimators have a discrete y "
         "and always the closed form", "eq. 7 reads `relaxed`; the text can mean either",
         "the formula is what is printed; chapter 3 compares the two")
-    annealing: str = choice("ramp", "the weight of KL(q(y|x)||p(y)): " + ", ".join(SCHEDULES),
-                            "the text says that it rises, the formula falls",
-                           "the text, and the work that it follows (Bowman et al., 2016), have a "
-                           "weight that rises; chapter 3 compares them")
+    annealing: str | None = choice(
+        None, "the weight of KL(q(y|x)||p(y)): " + ", ".join(SCHEDULES) + "; `ramp`, but `none` for "
+        "`marginal`", "the text says that it rises, the formula falls; it is in eq. 8, not in eq. 6",
+        "the text, and the work that it follows (Bowman et al., 2016), have a weight that rises; "
+        "eq. 6 has no weight; chapter 3 compares them")
     annealing_steps: int | None = choice(None, "time scale of the annealing in steps; 2000",
                                          "2000, without a unit",
                                          "t counts steps: in epochs, 200 at most, the weight would "
@@ -132,6 +133,8 @@ class Experiment:
             self._set(f.name, _typed(f.name, getattr(self, f.name), str(f.type)))
         one_of("dataset", self.dataset, DATASETS)
         one_of("estimator", self.estimator, ESTIMATORS)
+        if self.annealing is None:
+            self._set("annealing", "none" if self.estimator == "marginal" else "ramp")
         one_of("annealing", self.annealing, SCHEDULES)
         one_of("padding", self.padding, PADDINGS)
         facts = DATASETS[self.dataset]

@@ -242,3 +242,9 @@ def test_results_that_cannot_be_written(no_work, tmp_path):
     message = str(error.value)
     assert message.startswith("results must be a folder that can be written to; it is ")
     assert str(tmp_path / "file" / "results") in message and "\n" not in message
+
+
+def test_the_weight_of_eq_8_is_not_in_eq_6():
+    assert Experiment(dataset="mnist", estimator="marginal").annealing == "none"
+    assert Experiment(dataset="mnist", estimator="concrete").annealing == "ramp"
+    assert Experiment(dataset="mnist", estimator="marginal", annealing="ramp").annealing == "ramp"

@@ -16,7 +16,7 @@ export TQDM_DISABLE := 1
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help book test bench table1 small lock clean distclean
+.PHONY: help book test browser pdf bench table1 small lock clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,13 @@ book: .venv/done  ## execute every chapter, build the HTML and print the page to
 
 test: .venv/done  ## run every test: the package, every chapter, papermill, the book's build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Both need a Chromium on the path.
+browser: book  ## read the built book in a headless Chromium and report what is wrong
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser --numprocesses=0 -rs
+
+pdf: book  ## print the built book as a PDF with headless Chromium
+	$(BIN)/python tools/make_pdf.py
 
 bench: .venv/done  ## time a step beside plain PyTorch and Pyro; saves results/benchmarks/
 	$(BIN)/python benchmarks/bench.py

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from cgmvae.comparison import PAPER, Cell
+from cgmvae.experiment import DATASETS
 from cgmvae.model import GMVAE
 from cgmvae.records import Record, curves
 
@@ -180,4 +181,37 @@ def table1_dots(cells: dict[tuple[str, str], Cell]) -> Figure:
         axis.set(title=dataset, xlim=(-0.6, 1.6))
         axis.legend(fontsize=8)
     axes[0].set_ylabel("test E[ln p(x|y,z)] (nats)")
+    return figure
+
+
+def value_against_time(cells: dict[tuple[str, str], Cell]) -> Figure:
+    """All of Table 1 in two panels: test value against training time, the paper's and ours.
+
+    The paper's cells are crosses of mean ± standard deviation; each finished run of ours is a dot.
+    Runs that shared a device have no time of their own and are left out.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 2.9))
+    for axis, dataset, title in zip(axes, ("mnist", "cifar100"), ("MNIST", "CIFAR-100"), strict=True):
+        timed = 0
+        for estimator, name in (("marginal", "GMVAE"), ("concrete", "Concrete GMVAE")):
+            paper, cell, colour = PAPER[dataset, estimator], cells[dataset, estimator], COLOURS[estimator]
+            axis.errorbar(paper.hours, paper.log_px, xerr=paper.hours_sd, yerr=paper.log_px_sd,
+                          color=colour, marker=MARKERS[estimator], markersize=8, markerfacecolor="white",
+                          capsize=3, label=f"{name}, the paper")
+            alone = ~np.isnan(cell.seconds)
+            timed += int(alone.sum())
+            if alone.any():
+                axis.plot(cell.seconds[alone] / 3600, cell.log_px[alone], MARKERS[estimator],
+                          color=colour, markersize=5, alpha=0.7, label=f"{name}, ours")
+        speed = PAPER[dataset, "marginal"].hours / PAPER[dataset, "concrete"].hours
+        axis.set(title=f"{title}, K = {DATASETS[dataset].K}: {speed:.1f} times faster in the paper",
+                 xlabel="training time (hours)", xscale="log")
+        axis.set_xlim(min(1, axis.get_xlim()[0]), 100)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.margins(y=0.25)
+        axis.annotate(f"ours: {timed} of 22 runs" if timed else "ours: no run yet", (0.02, 0.04),
+                      xycoords="axes fraction", fontsize=9)
+    axes[0].set_ylabel("test E[ln p(x|y,z)] (nats)")
+    labelled = max((axis.get_legend_handles_labels() for axis in axes), key=lambda both: len(both[1]))
+    figure.legend(*labelled, loc="outside lower center", ncols=4, fontsize=9)
     return figure

@@ -144,12 +144,29 @@ def glue(name: str, value: Any) -> None:
     """Give a value a name that the chapter's prose can quote, so that no number is typed in.
 
     A number of NumPy's or torch's becomes Python's own, which a format in the prose can print.
+    Where the book's tools are missing, as on Colab, nothing builds the prose and nothing is done.
     """
     import contextlib
     import io
 
-    from myst_nb import glue as myst_glue
-
+    try:
+        from myst_nb import glue as myst_glue
+    except ImportError:
+        return
     plain = value.item() if hasattr(value, "item") else value  # NumPy's print as np.float64(1.0)
     with contextlib.redirect_stdout(io.StringIO()):
         myst_glue(name, plain, display=False)
+
+
+def glue_figure(name: str, figure: Any, alt: str) -> None:
+    """Give a matplotlib figure a name by which another page shows it, with its alt text."""
+    import base64
+    import io
+    from html import escape
+
+    from IPython.display import HTML
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    glue(name, HTML(f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'))

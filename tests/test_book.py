@@ -84,6 +84,28 @@ def test_page_says_what_it_should(book, name):
     assert "Traceback" not in article.get_text()
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_page_describes_itself(book, name):
+    """To a search engine and in a shared link, with a picture that is there."""
+    head = page(book, name).find("head")
+    said = {tag.get("name") or tag.get("property"): tag["content"]
+            for tag in head.find_all("meta", content=True)}
+    assert 40 <= len(said["description"]) <= 200
+    assert said["og:description"] == said["description"]
+    assert letters(said["og:title"]).endswith(letters(title(name)))
+    assert said["og:url"].endswith(f"/{name}.html")
+    assert (book / "_static" / said["og:image"].split("/_static/")[1]).is_file()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_can_be_downloaded_and_launched(book, name):
+    links = [link["href"] for link in page(book, name).find("header").parent.find_all("a", href=True)]
+    assert any(link.endswith(f"_sources/{name}.ipynb") for link in links)
+    assert (book / "_sources" / f"{name}.ipynb").is_file()
+    for service in ("mybinder.org", "colab.research.google.com"):
+        assert any(service in link and link.endswith(f"{name}.ipynb") for link in links), service
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_chapter_has_its_figures(book, name):
     images = page(book, name).find("article").find_all("img")

@@ -80,6 +80,17 @@ def test_conda_road_leads_to_the_lock():
     assert pip == ["--require-hashes", "-r requirements.lock"]
 
 
+def test_binder_has_the_packages_requirements():
+    """In the package's own ranges, under conda-forge's names; postBuild adds the package itself."""
+    conda = yaml.safe_load((ROOT / ".binder/environment.yml").read_text())["dependencies"]
+    names = {"torch": "pytorch-cpu"}
+    for line in PROJECT["dependencies"]:
+        requirement = Requirement(line)
+        name = names.get(requirement.name, requirement.name)
+        assert f"{name}{requirement.specifier}" in conda
+    assert os.access(ROOT / ".binder/postBuild", os.X_OK)
+
+
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     changelog = re.search(r"(?m)^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text())

@@ -28,6 +28,22 @@ def describe(app, pagename, templatename, context, doctree):
     context["metatags"] += '<meta name="twitter:card" content="summary_large_image" />\n'
 
 
+def mend_lists(app, pagename, templatename, context, doctree):
+    """Lists that a screen reader cannot read, because they are none, as plain boxes.
+
+    docutils gives the references the role of a list whose entries no list may hold; Sphinx writes
+    the parameters of a long signature as definitions of nothing.
+    """
+    if "body" not in context:
+        return
+    body = context["body"].replace(' role="list" class="citation-list"', "")
+    body = body.replace(' role="doc-biblioentry"', "")
+    body = re.sub(r"<dl>\n((?:<dd><em class=\"sig-param\".*\n)+)</dl>",
+                  lambda found: found[1].replace("<dd>", '<div class="sig-line">').replace("</dd>", "</div>"),
+                  body)
+    context["body"] = body
+
+
 def search_without_a_server(app, pagename, templatename, context, doctree):
     """Let the search page show titles alone when it is read from a file.
 
@@ -51,5 +67,6 @@ def without_thebe(app, config):
 def setup(app):
     app.connect("config-inited", without_thebe)
     app.connect("html-page-context", describe)
+    app.connect("html-page-context", mend_lists)
     app.connect("html-page-context", search_without_a_server)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -26,7 +26,7 @@ OUTPUT = ROOT / "_build" / "concrete-gmvae.pdf"
 TAKE = """async ([book, name, names]) => {
     await window.MathJax?.startup?.promise;
     await document.fonts.ready;
-    document.querySelectorAll("details").forEach((d) => { d.open = true; });
+    document.querySelectorAll(".toggle-hidden").forEach((e) => e.classList.remove("toggle-hidden"));
     const article = document.querySelector("article.bd-article");
     article.querySelectorAll("img").forEach((i) => { i.src = i.src; i.loading = "eager"; });
     article.querySelectorAll("a[href]").forEach((a) => {
@@ -50,13 +50,12 @@ PRINT = """
 html { font-size: 12.5px; background: white; }
 body { background: white; display: block; }
 section.page { break-before: page; }
-h1, h2, h3, h4, .admonition-title, summary { break-after: avoid; }
+h1, h2, h3, h4, .admonition-title { break-after: avoid; }
 figure, .admonition, mjx-container[display], .cgmvae-widget, table { break-inside: avoid; }
 .admonition, .cell_input, .cell_output { max-width: 100%; }
 figure img, .output img { max-width: 100%; max-height: 200mm; }
 .bd-article pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem; }
 .bd-article table { display: table; font-size: 0.85rem; }
-details.admonition > summary { list-style: none; }
 .front { height: 235mm; display: flex; flex-direction: column; justify-content: center; text-align: center; }
 .front .title { font-size: 3.2rem; font-weight: 700; }
 .front img { height: 7rem; margin: 0 auto 2rem; }

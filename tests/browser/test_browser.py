@@ -1,5 +1,6 @@
 """The built book in a real browser: `make browser`. A page stays open for all tests of it."""
 
+import functools
 import re
 from collections import defaultdict
 from urllib.parse import unquote, urlsplit
@@ -35,6 +36,14 @@ def source(name: str) -> BeautifulSoup:
     return BeautifulSoup((BOOK / f"{name}.html").read_text(), "html.parser")
 
 
+def executed(name: str) -> list[nbformat.NotebookNode]:
+    """The code cells of a chapter as the build executed them; a page that is no notebook has none."""
+    notebook = BOOK.parent / "jupyter_execute" / f"{name}.ipynb"
+    if not notebook.is_file():
+        return []
+    return [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+
+
 def test_loads_without_an_error(opened, addresses):
     assert opened.wrong == []
     files = {file_of(url, addresses) for url in opened.requests if not url.startswith("data:")}
@@ -55,6 +64,7 @@ def test_every_equation_is_rendered(opened):
     assert re.findall(r".{0,30}(?:\\[(\[a-zA-Z]|\$).{0,30}", text) == []
 
 
+@functools.cache
 def targets() -> dict[str, set[str]]:
     """Page -> the places in it that the text of any page refers to."""
     found = defaultdict(set)
@@ -101,11 +111,10 @@ def test_figures_are_there(opened):
     for image in images:
         assert len(image["alt"].split()) > 2, image["src"][:100]
         assert image["width"] > 0, image["src"][:100]
-    notebook = ROOT / f"{opened.name}.ipynb"
-    if notebook.is_file():
-        for cell in nbformat.read(notebook, as_version=4).cells:
-            name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-            assert not name or opened.page.locator(f"figure[id='{name}'] img").count(), name
+    for cell in executed(opened.name):
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        if name and any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert opened.page.locator(f"figure[id='{name}'] img").count() == 1, name
 
 
 def test_figures_are_opaque():
@@ -117,18 +126,22 @@ def test_figures_are_opaque():
 
 
 def test_solutions_unfold_and_fold(opened):
-    """By mouse and by keyboard."""
-    folds = opened.page.locator("details:has(> summary)")
-    names = [cell.source for cell in nbformat.read(ROOT / f"{opened.name}.ipynb", as_version=4).cells
-             if "solution" in cell.source] if (ROOT / f"{opened.name}.ipynb").is_file() else []
-    assert bool(names) <= bool(folds.count())
-    for fold in folds.all():
-        summary, inside = fold.locator("> summary"), fold.locator("> :not(summary)").first
+    """By mouse and by keyboard; as many as the page was built with, all folded at first."""
+    solutions = opened.page.locator(".solution.dropdown")
+    assert solutions.count() == len(source(opened.name).select(".solution.dropdown"))
+    for solution in solutions.all():
+        button, inside = solution.locator("button").first, solution.locator("section > *").first
         assert not inside.is_visible()
-        summary.click()
+        solution.locator(".admonition-title").first.click()
         assert inside.is_visible()
-        summary.press("Enter")
+        button.press("Enter")
         assert not inside.is_visible()
+
+
+def test_every_chapter_has_solutions():
+    without = [name for name in PAGES if name.split("/")[-1][0].isdigit()
+               and not source(name).select(".solution.dropdown")]
+    assert without == []
 
 
 @pytest.mark.parametrize("where", ["file", "server"])
@@ -176,10 +189,11 @@ def test_axe_finds_nothing_serious(served, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     served.page.emulate_media(color_scheme=scheme)
-    served.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    served.page.evaluate("""document.querySelectorAll(".dropdown.toggle-hidden > .admonition-title")
+        .forEach((title) => title.click())""")
+    served.page.wait_for_timeout(500)  # the theme waits a little before it looks at what changed
     assert served.page.locator(f"html[data-theme='{scheme}']").count() == 1
     report = Axe().run(served.page, options={"resultTypes": ["violations"]}).response
-    served.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = false; })")
     assert [f"{violation['id']}: {node['html'][:150]}: {node.get('failureSummary', '')[:300]}"
             for violation in report["violations"] if violation["impact"] in ("serious", "critical")
             for node in violation["nodes"]] == []

@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 from helpers import CHAPTERS, code_cells
+from IPython.core.inputtransformer2 import TransformerManager
 from matplotlib.figure import Figure
 
 from cgmvae import Experiment, comparison, figures
@@ -61,7 +62,7 @@ def test_chapter_is_a_source(name):
     """No outputs, no counts, nothing of the machine or the person that last opened it."""
     notebook = read(name)
     nbformat.validate(notebook)
-    assert set(notebook.metadata) <= {"kernelspec", "language_info", "mystnb"}
+    assert set(notebook.metadata) <= {"kernelspec", "language_info", "myst", "mystnb"}
     assert notebook.metadata.kernelspec.name == "python3"
     assert set(notebook.metadata.kernelspec) <= {"name", "display_name", "language"}
     assert set(notebook.metadata.get("language_info", {})) <= {"name"}
@@ -71,6 +72,17 @@ def test_chapter_is_a_source(name):
         assert not cell.get("attachments"), start
     for cell in code_cells(notebook):
         assert cell.outputs == [] and cell.execution_count is None, cell.source[:60]
+
+
+@every_chapter
+def test_first_cell_installs_where_the_package_is_missing(name):
+    """One cell for all chapters, hidden in the book; where the package is there it does nothing."""
+    first = code_cells(read(name))[0]
+    assert first.source == code_cells(read(NAMES[0]))[0].source
+    assert first.metadata.tags == ["remove-cell"]
+    condition, *body = first.source.split("\nif ")[1].splitlines()
+    assert condition == 'importlib.util.find_spec("cgmvae") is None:'
+    assert all(line.startswith("    ") for line in body)
 
 
 @every_chapter
@@ -145,8 +157,8 @@ def test_exercises_have_folded_solutions(name):
 
 
 def calls(source: str) -> set[str]:
-    """The names that a cell calls, such as `plt.subplots`; lines with magics are left out."""
-    tree = ast.parse("\n".join(line for line in source.splitlines() if line[:1] not in "%!"))
+    """The names that a cell calls, such as `plt.subplots`."""
+    tree = ast.parse(TransformerManager().transform_cell(source))  # magics as what they call
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
@@ -228,7 +240,8 @@ def test_citations_exist():
 
 def test_glossary_says_where_a_term_is_introduced():
     """Each entry names a chapter, and the chapter has the term in its prose."""
-    entries = re.findall(r"(?m)^(\S.*)\n((?:  .*\n)+)", (CHAPTERS / "glossary.md").read_text())
+    glossary = (CHAPTERS / "glossary.md").read_text().split("{glossary}")[1]
+    entries = re.findall(r"(?m)^(\S.*)\n((?:  .*\n)+)", glossary)
     assert len(entries) > 40
     for term, text in entries:
         chapter, = re.findall(r"\{doc\}`Chapter \d <(\w+)>`", " ".join(text.split()))

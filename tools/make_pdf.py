@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 from playwright.sync_api import Page, sync_playwright
-from pypdf import PdfReader, PdfWriter
+from pypdf import PdfReader
 from pypdf.generic import Destination
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,8 +50,8 @@ PRINT = """
 html { font-size: 12.5px; background: white; }
 body { background: white; display: block; }
 section.page { break-before: page; }
-h1, h2, h3, h4, .admonition-title { break-after: avoid; }
-figure, .admonition, mjx-container[display], .cgmvae-widget, table { break-inside: avoid; }
+h1, h2, h3, h4, dt, .admonition-title { break-after: avoid; }
+figure, .cell_input, pre, .admonition:not(.solution), mjx-container[display], .cgmvae-widget, table { break-inside: avoid; }
 .admonition, .cell_input, .cell_output { max-width: 100%; }
 figure img, .output img { max-width: 100%; max-height: 200mm; }
 .bd-article pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem; }
@@ -140,9 +140,6 @@ def main() -> None:
             numbers = [reader.get_destination_page_number(top) + 1 for top in tops]
             assert len(tops) == len(taken), [top.title for top in tops]
         browser.close()
-    with PdfWriter(clone_from=reader) as writer:
-        writer.add_metadata({"/Title": "Concrete GMVAE", "/Author": "The Concrete GMVAE authors"})
-        writer.write(OUTPUT)
     print(f"{len(reader.pages)} pages, {OUTPUT.stat().st_size / 1e6:.1f} MB: {OUTPUT}")
 
 

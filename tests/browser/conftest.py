@@ -92,7 +92,9 @@ def visit(chromium, addresses):
         page.on("console", lambda m: m.type == "error" and seen.wrong.append(f"console: {m.text}"))
         page.on("pageerror", lambda error: seen.wrong.append(f"script: {error}"))
         page.on("request", lambda r: seen.requests.append(r.url))
-        page.on("requestfailed", lambda r: seen.wrong.append(f"failed: {r.url}"))
+        # What the browser itself gives up, because the reader has gone on to another page, is no fault.
+        page.on("requestfailed", lambda r: r.failure == "net::ERR_ABORTED"
+                or seen.wrong.append(f"failed: {r.url}: {r.failure}"))
         page.on("response", lambda r: r.status >= 400 and seen.wrong.append(f"{r.status}: {r.url}"))
         page.goto(f"{address}/{name}.html{query}")
         settle(page)

@@ -16,7 +16,7 @@ export TQDM_DISABLE := 1
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help book test browser pdf bench table1 small lock clean distclean
+.PHONY: help fresh book test browser pdf slides student times bench table1 small lock clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,11 +26,14 @@ help:  ## list the targets
 INPUTS = find cgmvae results requirements.lock -type f ! -path '*/__pycache__/*' \
 	! -path 'results/unfinished/*' ! -path 'results/logs/*' -exec cksum {} +
 
-book: .venv/done  ## execute every chapter, build the HTML and print the page to open
+# What was built from another package, other results or another environment goes first.
+fresh: .venv/done
 	@inputs="$$( (echo $(CGMVAE_PRESET); $(INPUTS)) | LC_ALL=C sort | cksum)"; \
 	if [ "$$inputs" != "$$(cat _build/inputs 2>/dev/null)" ]; then \
 		rm -rf _build && mkdir _build && echo "$$inputs" > _build/inputs; \
 	fi
+
+book: fresh  ## execute every chapter, build the HTML and print the page to open
 	$(BIN)/jupyter-book build . --all -W --keep-going
 	@test -s _build/html/index.html || { echo "The build made no page."; exit 1; }
 	@echo "The book is built. Open this page in a browser:"
@@ -45,6 +48,16 @@ browser: book  ## read the built book in a headless Chromium and report what is 
 
 pdf: book  ## print the built book as a PDF with headless Chromium
 	$(BIN)/python tools/make_pdf.py
+
+# For a class. The student copies go to build/, which no other target clears.
+slides: fresh  ## the 90-minute lecture as slides that need no network: _build/slides
+	$(BIN)/python tools/slides.py
+
+student: .venv/done  ## the chapters without their solutions, with stubs and checks: build/student
+	$(BIN)/python tools/student.py
+
+times: book  ## print how long each chapter takes on this machine
+	$(BIN)/python tools/times.py
 
 bench: .venv/done  ## time a step beside plain PyTorch and Pyro; saves results/benchmarks/
 	$(BIN)/python benchmarks/bench.py

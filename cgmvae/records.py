@@ -130,7 +130,7 @@ def finish(trainer: training.Trainer, digest: str, paths: Paths, at_once: int = 
 
 def environment(device: torch.device, precision: str, compile: str, digest: str) -> dict[str, Any]:
     """What the run ran on: hardware, versions, code and data."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     libraries = {}
     for library in ("torch", "numpy", "scikit-learn", "safetensors", "cgmvae"):
         try:
@@ -143,7 +143,8 @@ def environment(device: torch.device, precision: str, compile: str, digest: str)
             "data_digest": digest}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
+import projected  # noqa: E402
+import slides  # noqa: E402
 import student  # noqa: E402
+import times  # noqa: E402
 
 CHAPTERS = {path.stem: path for path in student.CHAPTERS}
 COPIES = {name: student.student_copy(nbformat.read(path, as_version=4), int(name[:2]))
@@ -29,6 +35,12 @@ SHRUNK = {"01_generative_model": "epochs = 1",
 def code_cells(notebook, tag=None):
     return [cell for cell in notebook.cells if cell.cell_type == "code"
             and (tag is None or tag in cell.metadata.get("tags", []))]
+
+
+def chapters_own(copy) -> list[str]:
+    """The code cells of a copy that are the chapter's, without the one that installs on Colab."""
+    return [cell.source for cell in code_cells(copy)
+            if not {"stub", "check", "remove-cell"} & set(cell.metadata.get("tags", []))]
 
 
 def names(source: str, kind: type) -> set[str]:
@@ -62,8 +74,7 @@ def needed(source: str) -> set[str]:
 
 def before_the_exercises(copy, wanted: set[str]) -> list[str]:
     """Those cells of a chapter that define what is wanted, and what these want in turn."""
-    cells = [cell.source for cell in code_cells(copy) if not {"stub", "check"} & set(cell.metadata.get("tags", []))]
-    parameters, rest, kept = cells[0], cells[1:], []
+    (parameters, *rest), kept = chapters_own(copy), []
     for source in reversed(rest):
         if defined(source) & wanted:
             wanted = (wanted - defined(source)) | needed(source)
@@ -144,8 +155,7 @@ def test_every_solution_that_asserts_has_a_check():
 def test_a_check_needs_no_other_answer(name):
     """A student may skip an exercise: its names come from the chapter or from its own stub."""
     copy = COPIES[name]
-    plain = [cell for cell in code_cells(copy) if not {"stub", "check"} & set(cell.metadata.get("tags", []))]
-    known = set(dir(builtins)) | {"display"} | set().union(*(defined(cell.source) for cell in plain))
+    known = set(dir(builtins)) | {"display"} | set().union(*map(defined, chapters_own(copy)))
     for cell in code_cells(copy, "check"):
         label = cell.metadata.tags[1]
         own = defined(student.stub(label)) | defined(cell.source)
@@ -266,3 +276,104 @@ def test_a_usual_mistake_is_caught(answer, right, wrong):
         return source.replace(right, wrong)
     own = GRADED[ANSWERS.index(answer)]
     assert failed(mistaken, (own,)) == {own}
+
+
+# The slides. Executing five chapters is for `make slides`; here the chapters are as they are written.
+
+class Written(projected.Chapter):
+    """A chapter that was not executed: its equations are real, the rest stands for an output."""
+
+    def __init__(self, path):
+        self.notebook = nbformat.read(path, as_version=4)
+        self.sources = "\n".join(cell.source for cell in code_cells(self.notebook))
+
+    def figure(self, name):
+        for cell in code_cells(self.notebook):
+            if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+                return b"png", cell.metadata.mystnb.image.alt
+        return None
+
+    def moving(self, function):
+        return "<b>moves</b>" if f"HTML(interactive.{function}(" in self.sources else None
+
+    def number(self, name):
+        # Some names are put together: glue(f"ch05_ratio_{name}", ratio).
+        glued = re.findall(r'glue\(f?"(\w+?)(?:\{\w+\})?"', self.sources)
+        return 1.0 if any(name.startswith(g) for g in glued) else None
+
+
+@pytest.fixture(scope="module")
+def deck(tmp_path_factory):
+    target = tmp_path_factory.mktemp("deck") / "slides"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slides, "Chapter", Written)
+        assert slides.build(target) == 90, "the notes' minutes make up the lecture"
+    return target
+
+
+def test_slides_need_no_network(deck):
+    page = BeautifulSoup((deck / "index.html").read_text(), "html.parser")
+    files = [tag.get("src") or tag.get("href") for tag in page.find_all(["script", "link", "img"])]
+    assert len([f for f in files if f]) > 15
+    for file in filter(None, files):
+        assert (deck / file).is_file(), file
+    for sheet in deck.rglob("*.css"):
+        assert not re.search(r"@import|url\(['\"]?(?:https?:)?//", sheet.read_text()), sheet
+
+
+def test_every_slide_has_a_note_an_image_its_alt_text_and_math_its_marks(deck):
+    page = BeautifulSoup((deck / "index.html").read_text(), "html.parser")
+    found = page.select(".slides > section")
+    assert len(found) == len(slides.sections(slides.SOURCE.read_text())) > 20
+    for slide in found:
+        note = slide.find("aside", class_="notes").extract()
+        assert re.match(r"\d+ min", note.get_text().strip()) and len(note.get_text().split()) > 15
+        assert slide.find(["h1", "h2"])
+        assert all(image["alt"] for image in slide.find_all("img"))
+        assert "$" not in slide.get_text() and "<<" not in slide.get_text()
+        assert slide.get_text().count("\\[") == slide.get_text().count("\\]")
+
+
+def test_a_slide_that_asks_for_what_is_not_there(deck, tmp_path):
+    here = slides.Deck([Written(path) for path in student.CHAPTERS], tmp_path)
+    with pytest.raises(SystemExit, match="asks for the figure 'fig-none'"):
+        here.figure("fig-none")
+    with pytest.raises(ValueError, match="'3 min'"):
+        slides.minutes("Three minutes.")
+
+
+def test_reveal_is_small_and_has_its_licence():
+    files = [path for path in (ROOT / "slides" / "reveal").rglob("*") if path.is_file()]
+    assert "LICENSE" in {path.name for path in files}
+    assert sum(path.stat().st_size for path in files) < 2 * 2**20
+
+
+def test_the_plan_of_the_lecture_is_that_of_its_slides():
+    """Rows such as `| 0–6 | 1–3 | ...`: the slides of a row take just its minutes."""
+    notes = [slides.minutes(note) for _, note in slides.sections(slides.SOURCE.read_text())]
+    rows = re.findall(r"(?m)^\| (\d+)–(\d+) \| (\d+)(?:–(\d+))? \|", (ROOT / "chapters" / "teaching.md").read_text())
+    minute, slide = 0, 1
+    for start, end, first, last in rows:
+        last = int(last or first)
+        assert (int(start), int(first)) == (minute, slide)
+        assert int(end) - int(start) == sum(notes[int(first) - 1:last]), f"slides {first} to {last}"
+        minute, slide = int(end), last + 1
+    assert (minute, slide) == (90, len(notes) + 1)
+
+
+@pytest.mark.parametrize("heading", ["### Class 1", "### Class 2", "### Lab", "### Class 3", "## Plan 3"])
+def test_a_plan_leaves_no_minute_out(heading):
+    text = (ROOT / "chapters" / "teaching.md").read_text().split("\n" + heading)[1].split("\n#")[0]
+    rows = [(int(a), int(b)) for a, b in re.findall(r"(?m)^\| (\d+)–(\d+) \|", text)]
+    assert [a for a, _ in rows] == [0, *(b for _, b in rows[:-1])]
+    assert rows[-1][1] == (120 if heading == "### Lab" else 75 if heading == "## Plan 3" else 90)
+
+
+def test_times_are_those_of_the_latest_execution(tmp_path):
+    cache = get_cache(tmp_path)
+    for name, source, seconds in (("01_a", "1", 5.0), ("01_a", "2", 7.0), ("02_b", "3", 1.5)):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        cache.cache_notebook_bundle(CacheBundleIn(notebook, f"/{name}.ipynb", data={"execution_seconds": seconds}),
+                                    check_validity=False)
+    assert {name: seconds for name, (seconds, _) in times.times(tmp_path).items()} == {"01_a": 7.0, "02_b": 1.5}
+    assert re.match(r"\d+ cores? of \S+", times.machine())

@@ -25,7 +25,7 @@ from projected import ROOT, Chapter
 
 SOURCE = ROOT / "slides" / "lecture.md"
 TARGET = ROOT / "_build" / "slides"
-MATHJAX = Path(__import__("os").environ.get("MJ") or ROOT / "_vendored" / "_static" / "mathjax")  # the book's own
+MATHJAX = ROOT / "_vendored" / "_static" / "mathjax"  # the book's own
 CHAPTERS = ("01_generative_model", "02_relaxation", "03_annealing", "05_scaling", "07_reproduction")
 NAMES = {"mnist": "MNIST, K = 10", "cifar100": "CIFAR-100, K = 20"}
 PAGE = """<!doctype html>

@@ -2,7 +2,7 @@
 
     python tools/student.py [FOLDER]
 
-writes one notebook a chapter into FOLDER, which is _build/student unless given. `exercises.toml`
+writes one notebook a chapter into FOLDER, which is build/student unless given. `exercises.toml`
 beside this file has the stubs and the checks. A notebook in FOLDER that is no untouched copy is
 left alone, and named: somebody's answers may be in it.
 """
@@ -151,4 +151,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "_build" / "student"))
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "student"))

@@ -76,7 +76,9 @@ class Deck:
         return self.find("equation", label)
 
     def moving(self, function: str) -> str:
-        return re.sub(r"\n\s*\n", "\n", self.find("moving", function))  # a blank line would end the HTML
+        found = self.find("moving", function)
+        found = re.sub(r"(</?)section\b", r"\1div", found)  # to reveal.js, a section is a slide
+        return re.sub(r"\n\s*\n", "\n", found)  # to Markdown, a blank line ends the HTML
 
     def number(self, name: str, form: str) -> str:
         return format(self.find("number", name), form)

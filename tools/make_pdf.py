@@ -7,15 +7,18 @@ what the browser shows. Solutions are printed unfolded: paper does not fold.
 """
 
 import datetime
+import logging
 import shutil
 import sys
+from collections.abc import Iterator
 from html import escape
+from io import BytesIO
 from pathlib import Path
 
 import yaml
 from playwright.sync_api import Page, sync_playwright
-from pypdf import PdfReader
-from pypdf.generic import Destination
+from pypdf import PdfWriter
+from pypdf.generic import Destination, NameObject, TextStringObject
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "_build" / "html"
@@ -107,18 +110,35 @@ trained in a time that does not grow with the number of clusters</p>
 <article class="bd-article bd-content">{articles}</article></body></html>"""
 
 
-def print_pdf(page: Page, html: str) -> PdfReader:
+def print_pdf(page: Page, html: str) -> PdfWriter:
     """Chromium's PDF of a document, with its headings as bookmarks."""
     source = BOOK.parent / "pdf.html"
     source.write_text(html)
     page.goto(source.as_uri())
     page.evaluate("document.fonts.ready")
-    page.pdf(path=OUTPUT, prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
+    data = page.pdf(prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
+    headings = page.locator("article").locator("h1, h2, h3, h4, h5, h6").all_inner_texts()
     source.unlink()
-    return PdfReader(OUTPUT)
+    writer = PdfWriter(clone_from=BytesIO(data))
+    # Chromium doubles the text of a heading that begins a page.
+    bookmarks = list(flat(writer.outline))
+    for bookmark, heading in zip(bookmarks, headings, strict=True):
+        bookmark.node.get_object()[NameObject("/Title")] = TextStringObject(heading)
+    return writer
+
+
+def flat(outline: list) -> Iterator[Destination]:
+    """The bookmarks of every depth, in the order of the document."""
+    for entry in outline:
+        if isinstance(entry, list):
+            yield from flat(entry)
+        else:
+            yield entry
 
 
 def main() -> None:
+    """Take every page, print them twice, and say what came of it."""
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it reports how Chromium counts objects
     tool = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if tool is None:
         sys.exit("make pdf prints with Chromium, and there is none on the path: install one, for "
@@ -135,12 +155,13 @@ def main() -> None:
             taken[name] = page.evaluate(TAKE, [BOOK.as_uri(), name, list(parts)])
         numbers = [0] * len(taken)
         for _ in range(2):  # the first print finds the numbers that the contents show
-            reader = print_pdf(page, document(taken, parts, numbers))
-            tops = [entry for entry in reader.outline if isinstance(entry, Destination)]
-            numbers = [reader.get_destination_page_number(top) + 1 for top in tops]
+            book = print_pdf(page, document(taken, parts, numbers))
+            tops = [entry for entry in book.outline if isinstance(entry, Destination)]
+            numbers = [book.get_destination_page_number(top) + 1 for top in tops]
             assert len(tops) == len(taken), [top.title for top in tops]
         browser.close()
-    print(f"{len(reader.pages)} pages, {OUTPUT.stat().st_size / 1e6:.1f} MB: {OUTPUT}")
+    book.write(OUTPUT)
+    print(f"{len(book.pages)} pages, {OUTPUT.stat().st_size / 1e6:.1f} MB: {OUTPUT}")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_reference_misreads_no_docstring(book):
 
 def test_a_broken_cell_fails_the_build(tmp_path):
     source = tmp_path / "source"
-    for folder in ("_static", "_ext", "_templates", "_vendored"):
+    for folder in ("_static", "_ext", "_templates", "_vendored", "tools"):
         shutil.copytree(ROOT / folder, source / folder)
     for name in ("_config.yml", "references.bib"):
         shutil.copy(ROOT / name, source)

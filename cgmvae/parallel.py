@@ -30,7 +30,12 @@ def rank() -> int:
 
 def first() -> bool:
     """Whether this process is the one that writes and speaks, also outside `group`."""
-    return os.environ.get("RANK", "0") == "0"
+    return started() == 1 or os.environ["RANK"] == "0"
+
+
+def started() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager
@@ -39,7 +44,7 @@ def group(experiment: Experiment, device: torch.device) -> Iterator[torch.device
 
     Raises ExperimentError if a batch cannot be shared evenly.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = started()
     if processes == 1:
         yield device
         return

@@ -23,10 +23,10 @@ def own_data_folder(tmp_path_factory):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """Fail if images are loaded or a trainer made: bad input must be refused before either."""
+    """Fail if images are loaded or a trainer made: not for bad input, not for a run that is done."""
     from cgmvae import data, training
 
     def forbidden(*_, **__):
-        pytest.fail("work started on a choice that cannot be run")
+        pytest.fail("work started where none was due")
     monkeypatch.setattr(data, "load", forbidden)
     monkeypatch.setattr(training, "Trainer", forbidden)

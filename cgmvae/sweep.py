@@ -54,6 +54,11 @@ TABLES = {
     # What the paper argues against.
     "estimators": ("paper", 3, [{"dataset": "mnist", "estimator": e}
                                 for e in ("straight_through", "score_function")]),
+    # One choice at a time, reported or not, on 20,000 digits: about an hour of one core.
+    "small_study": ("small", 3, [{"dataset": "mnist", **choice} for choice in (
+        {"annealing": "none"}, {"kl_y_form": "categorical"},
+        {"annealing": "none", "kl_y_form": "categorical"}, {"binarisation": "static"},
+        {"binarisation": "dynamic"}, {"z_dim": 10}, {"estimator": "marginal", "annealing": "ramp"})]),
     # A minute's work, to try a machine or a cluster out.
     "trial": ("quick", 2, [{"dataset": "cifar100", "epochs": 1}, {"dataset": "mnist", "epochs": 1}]),
 }
@@ -90,7 +95,7 @@ def status(name: str, folders: list[Path]) -> pd.DataFrame:
     rows = [{**varied_fields(s.experiment, name), "state": s.state} for s in states(name, folders)]
     table = pd.DataFrame(rows)
     cells = [c for c in table.columns if c != "state"]
-    counts = table.groupby(cells, sort=False)["state"].value_counts().unstack(fill_value=0)
+    counts = table.groupby(cells, sort=False, dropna=False)["state"].value_counts().unstack(fill_value=0)
     return counts.reindex(columns=["done", "unfinished", "missing"], fill_value=0).reset_index()
 
 

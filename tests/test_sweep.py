@@ -140,6 +140,13 @@ def test_status_counts_what_is_there(tiny, capsys, monkeypatch):
     assert [line.split()[-3:] for line in lines] == [["1", "0", "1"], ["0", "0", "2"]]
 
 
+@pytest.mark.parametrize("name", sweep.TABLES)
+def test_status_leaves_no_run_of_a_table_out(name, tmp_path):
+    """Also where a field that tells cells apart is None in some of them."""
+    counts = sweep.status(name, [tmp_path])[["done", "unfinished", "missing"]]
+    assert counts.to_numpy().sum() == len(sweep.runs(name))
+
+
 def test_tables_are_swept_in_turn_and_share_the_minutes(tiny, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(sweep, "sweep", lambda name, minutes, **_: asked.append((name, minutes)) or 2)

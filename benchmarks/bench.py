@@ -33,6 +33,8 @@ CELLS = [("mnist", "concrete", 10), ("cifar100", "concrete", 20),
          ("mnist", "marginal", 10), ("cifar100", "marginal", 20)]
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 BOUNDS = {"float32": {"plain": 0.70, "pyro": 0.65}, "bf16": {"plain": 0.45, "pyro": 0.42}}
+WIDE_BOUND = 1.10
+"""How much longer than with K = 10 a Concrete step with K = 1,000 is meant to take at most."""
 BATCH = 128
 
 
@@ -85,7 +87,10 @@ def pyro(e: Experiment, device: torch.device):
 
 
 def worker(pipe, name: str, e: Experiment, device_name: str, cores: set[int]) -> None:
-    """Build one implementation, then time a step whenever asked; answers (seconds, peak bytes)."""
+    """Build one implementation, then time a step whenever asked; answers (seconds, peak bytes).
+
+    Asked for a "profile", it answers what `profile` returns.
+    """
     with contextlib.suppress(AttributeError):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
@@ -97,9 +102,12 @@ def worker(pipe, name: str, e: Experiment, device_name: str, cores: set[int]) ->
         timer = Timer("step()", globals={"step": step}, num_threads=len(cores))
         step()
         pipe.send("ready")
-        while pipe.recv():
-            pipe.send((timed_on_device(step) if device.type == "cuda"
-                       else timer.timeit(1).median, peak_memory(device)))
+        while asked := pipe.recv():
+            if asked == "profile":
+                pipe.send(profile(step, device))
+            else:
+                pipe.send((timed_on_device(step) if device.type == "cuda"
+                           else timer.timeit(1).median, peak_memory(device)))
     except Exception as error:  # the parent decides what a failure means
         pipe.send(f"{type(error).__name__}: {error}")
 
@@ -114,6 +122,16 @@ def timed_on_device(step) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000 / 20
+
+
+def profile(step, device: torch.device, steps: int = 20) -> dict[str, float]:
+    """Seconds of a step by torch operator, each without the operators that it calls."""
+    kind, time_of = (("CUDA", "self_device_time_total") if device.type == "cuda"
+                     else ("CPU", "self_cpu_time_total"))
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as seen:
+        for _ in range(steps):
+            step()
+    return {row.key: getattr(row, time_of) / 1e6 / steps for row in seen.key_averages()}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -135,11 +153,12 @@ class Bench:
         self.spawn.set_forkserver_preload(["torch.utils.benchmark", "pyro", "cgmvae.figures"])
 
     def times(self, jobs: dict[str, tuple[str, Experiment]], rounds: int,
-              budget: float) -> dict[str, dict]:
+              budget: float, profiles: bool = False) -> dict[str, dict]:
         """Seconds of each round by name, and the peak memory; stops early past `budget` seconds.
 
         Args:
             jobs: the implementation and the experiment to time under each name.
+            profiles: whether to take a profile of each as well, when all rounds are done.
         """
         crew = {}
         for name, (implementation, e) in jobs.items():
@@ -165,10 +184,14 @@ class Bench:
                 peak[name] = answer[1]
             if time.perf_counter() - start > budget and all(len(s) >= 3 for s in seconds.values()):
                 break
-        for pipe, process in crew.values():
+        timed = {name: {"seconds": s, "peak_bytes": peak[name]} for name, s in seconds.items()}
+        for name, (pipe, process) in crew.items():
+            if profiles:
+                pipe.send("profile")
+                timed[name]["profile"] = pipe.recv()
             pipe.send(False)
             process.join()
-        return {name: {"seconds": s, "peak_bytes": peak[name]} for name, s in seconds.items()}
+        return timed
 
 
 def gemm_rate(precision: str, device: str, cores: set[int]) -> float:
@@ -182,6 +205,12 @@ def gemm_rate(precision: str, device: str, cores: set[int]) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=len(cores))
     return 2 * size**3 / timer.blocked_autorange(min_run_time=2).median
+
+
+def growth(narrow: dict[str, float], wide: dict[str, float], most: int = 8) -> dict[str, float]:
+    """The operators whose seconds a step grew most from the one profile to the other, and by how much."""
+    grown = {name: s - narrow.get(name, 0.0) for name, s in wide.items()}
+    return dict(sorted(grown.items(), key=lambda item: -item[1])[:most])
 
 
 def ratio(mine: list[float], theirs: list[float]) -> list[float]:
@@ -216,13 +245,16 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
         es = {K: preset("paper", dataset=dataset, estimator="concrete", K=K, batch_size=BATCH)
               for K in (10, 1000)}
         timed = bench.times({f"K={K}": ("ours float32", e) for K, e in es.items()}, args.rounds,
-                            budget=600)
+                            budget=600, profiles=True)
+        grown = growth(*(t.pop("profile") for t in timed.values()))
         counted = count(es[1000]).of("concrete", 1000) / count(es[10]).of("concrete", 10)
-        out["wide"].append({"dataset": dataset, "counted": counted, "times": timed})
+        out["wide"].append({"dataset": dataset, "counted": counted, "times": timed, "grown": grown})
         save(out, folder)
         low, middle, high = ratio(timed["K=1000"]["seconds"], timed["K=10"]["seconds"])
-        print(f"{dataset} concrete, K = 1,000 over K = 10: {middle:.3f} [{low:.3f}, {high:.3f}]; "
-              f"operations {counted:.3f}", flush=True)
+        verdict = "ok" if middle <= WIDE_BOUND else f"over {WIDE_BOUND}"
+        print(f"\n{dataset} concrete, K = 1,000 over K = 10: {middle:.3f} [{low:.3f}, {high:.3f}] {verdict};"
+              f" operations {counted:.3f}; what grew, in ms a step:\n  "
+              + ", ".join(f"{name} {1000 * s:.2f}" for name, s in grown.items()), flush=True)
     for estimator in ("concrete", "marginal"):
         active = ["plain", "pyro", f"ours {precisions[-1] if device.type == 'cuda' else 'float32'}"]
         for K in KS:

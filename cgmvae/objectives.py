@@ -63,7 +63,8 @@ def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor) -> tuple[
     """
     step = labels_at_once(model, x)
     labels = torch.arange(model.K, device=x.device)[:, None]
-    recompute = torch.is_grad_enabled() and activation_bytes(model, x) * model.K > KEEP_BYTES[x.device.type]
+    kept = activation_bytes(model, x) * model.K if torch.is_grad_enabled() else 0
+    recompute = kept > KEEP_BYTES[x.device.type]
 
     def some(labels: Tensor, noise: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
         return given_y(model, x, from_h, labels, noise)
@@ -139,6 +140,7 @@ def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor,
 ESTIMATORS: dict[str, Callable[..., Terms]] = {
     "concrete": concrete, "marginal": marginal,
     "straight_through": straight_through, "score_function": score_function}
+
 
 class Estimate(nn.Module):
     """The experiment's estimator as a module, x (B, C, H, W) to its terms.

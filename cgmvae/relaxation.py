@@ -69,8 +69,8 @@ def concrete_log_density(log_y: Tensor, logits: Tensor, tau: float) -> Tensor:
 
 
 def concrete_log_ratio(log_y: Tensor, logits: Tensor, tau: float) -> Tensor:
-    """ln of the ratio of two Concrete densities at the same ln y, in nats: the one with `logits` over
-    the one with all labels alike, both at temperature tau. Eq. 7 asks for it.
+    """ln of the ratio of two Concrete densities at the same ln y, in nats: the one with `logits`
+    over the one with all labels alike, both at temperature tau. Eq. 7 asks for it.
 
     It is the difference of two `concrete_log_density`, without what they have in common.
 

@@ -297,6 +297,29 @@ def test_losses_and_gradients_are_the_plain_implementations(dataset, K, estimato
         assert difference < 1e-3, f"{name}: {difference}"
 
 
+# Pyro's estimators, which the benchmark times
+
+@pytest.mark.parametrize("estimator", ("marginal", "concrete"))
+@pytest.mark.parametrize("dataset", ("mnist-sample", "cifar100-sample"))
+def test_losses_are_pyros(dataset, estimator, monkeypatch):
+    """The same weights and the same noise: Pyro enumerates y, or has both q and p relaxed."""
+    pytest.importorskip("pyro")
+    monkeypatch.syspath_prepend(str(path.parent))
+    import pyro
+    from pyro_peer import PyroGMVAE, svi
+
+    experiment, model, other, x = both_models(dataset, estimator, K=5)
+    if estimator == "concrete":
+        experiment = experiment.but(kl_y_form="relaxed")
+    peer = PyroGMVAE(experiment.image_shape, 5, 16)
+    peer.load_state_dict(other.state_dict())
+    pyro.clear_param_store()
+    torch.manual_seed(0)  # pyro draws from torch's own generator, in the same order as we do
+    theirs = svi(peer, estimator).evaluate_loss((x > 0.5).float()) / len(x)
+    ours = objectives.ESTIMATORS[estimator](model, (x > 0.5).float(), experiment, seeded())
+    assert -elbo(ours).mean().item() == pytest.approx(theirs, rel=1e-5)
+
+
 # The marginal's ways to save time and memory
 
 def marginal_loss_and_gradient(experiment: Experiment) -> tuple[float, torch.Tensor]:

@@ -93,6 +93,13 @@ def test_cells_are_short(name):
 
 
 @every_chapter
+def test_lines_fit_the_page(name):
+    """A hundred columns are what a laptop's screen shows of a cell without scrolling."""
+    assert [line for cell in code_cells(read(name)) for line in cell.source.splitlines()
+            if len(line) > 100] == []
+
+
+@every_chapter
 def test_parameters_are_explained(name):
     """One cell; papermill --help-notebook finds a name, a value and a help text for each line."""
     cells = parameter_cells(read(name))

@@ -22,7 +22,7 @@ def describe(app, pagename, templatename, context, doctree):
     tags = {"og:type": "article", "og:site_name": app.config.html_title, "og:title": title,
             "og:description": description, "og:url": f"{site}{pagename}.html",
             "og:image": f"{site}_static/card.png", "og:image:width": "1200", "og:image:height": "630",
-            "og:image:alt": "Concrete GMVAE: clustering with a VAE in a time that does not grow with K"}
+            "og:image:alt": "Concrete GMVAE: clustering with a VAE in a time that hardly grows with K"}
     context["metatags"] += "".join(f'<meta property="{name}" content="{escape(text)}" />\n'
                                    for name, text in tags.items())
     context["metatags"] += '<meta name="twitter:card" content="summary_large_image" />\n'

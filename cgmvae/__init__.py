@@ -1,4 +1,4 @@
-"""Concrete GMVAE: a Gaussian-mixture VAE trained in a time that does not grow with K.
+"""Concrete GMVAE: a Gaussian-mixture VAE trained in a time that hardly grows with K.
 
 The modules, in the order in which data flows through them: experiment, data, networks, relaxation,
 model, objectives, annealing, devices, checkpoints, training, evaluation, records, figures. A

@@ -1,4 +1,4 @@
-"""The Gaussian-mixture VAE, one method a factor of eq. 1 and of q(y, z|x).
+"""The Gaussian-mixture VAE, one method a factor of eq. 1 and of q(y, z|x)::
 
     p(x, y, z) = p(y) p(z|y) p(x|z)        (1)
     q(y, z|x)  = q(y|x) q(z|x, y)

@@ -1,7 +1,7 @@
 """Estimators of the ELBO (eq. 5), one function each.
 
 Each takes (model, x, experiment, generator), with x (B, C, H, W) in [0, 1], and returns its terms,
-each (B,) in nats, each differentiable:
+each (B,) in nats, each differentiable::
 
     log_px   estimate of E[ln p(x|z)]
     kl_z     estimate of E[ln q(z|x, y)/p(z|y)], at one sample of z as eq. 6 to 8 have it

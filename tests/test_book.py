@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -135,6 +136,13 @@ def test_links_lead_somewhere(book, name):
 def test_status_page_lists_every_chapter(book):
     table = page(book, "chapters/status").find("article").find("table").get_text()
     assert [name for name in CHAPTERS if name not in table] == []
+    assert table.count("done") == len(CHAPTERS)
+
+
+def test_status_page_names_the_versions(book):
+    text = page(book, "chapters/status").find("article").get_text()
+    for library in ("torch", "numpy", "jupyter-book", "papermill", "nbval"):
+        assert f"{library} {version(library)}" in text
 
 
 def test_the_papers_equations_keep_their_numbers(book):

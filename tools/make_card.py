@@ -14,7 +14,7 @@ def main() -> None:
     """1200 x 630 pixels: the title, the claim, and the paper's training times that it is about."""
     figure = plt.figure(figsize=(12, 6.3), dpi=100, facecolor="white")
     figure.text(0.06, 0.82, "Concrete GMVAE", fontsize=58, weight="bold")
-    figure.text(0.06, 0.70, "Clustering with a VAE, in a time that does not grow", fontsize=27)
+    figure.text(0.06, 0.70, "Clustering with a VAE, in a time that hardly grows", fontsize=27)
     figure.text(0.06, 0.615, "with the number of clusters K. A book that runs.", fontsize=27)
     axis = figure.add_axes((0.28, 0.16, 0.66, 0.37))
     rows = [("CIFAR-100, K = 20", "cifar100"), ("MNIST, K = 10", "mnist")]

@@ -47,6 +47,9 @@ TAKE = """async ([book, name, names]) => {
     return {html: article.innerHTML, title: article.querySelector("h1").innerText, rules, sheets};
 }"""
 
+PAPER_WIDTH = 657
+"""Pixels between the margins of A4, below."""
+
 PRINT = """
 @page { size: A4; margin: 20mm 18mm 18mm; @bottom-center { content: counter(page); font: 9pt sans-serif; } }
 @page :first { @bottom-center { content: none; } }
@@ -67,6 +70,12 @@ figure img, .output img { max-width: 100%; max-height: 200mm; }
 .contents a { display: flex; justify-content: space-between; color: inherit; text-decoration: none; }
 .contents .part { font-weight: 700; margin-top: 1rem; }
 """
+
+# A table that is wider than the paper gets smaller letters: paper does not scroll.
+FIT = """() => document.querySelectorAll("article table").forEach((table) => {
+    const room = table.parentElement.clientWidth, width = table.getBoundingClientRect().width;
+    if (width > room) table.style.zoom = room / width;
+})"""
 
 
 def pages() -> list[tuple[str | None, str]]:
@@ -103,7 +112,7 @@ def document(taken: dict[str, dict], parts: dict[str, str | None], numbers: list
 <div class="front"><img src="{(ROOT / config["logo"]).as_uri()}" alt="">
 <div class="title">{escape(config["title"])}</div>
 <p>A book that runs: Gaussian-mixture variational autoencoders,<br>
-trained in a time that does not grow with the number of clusters</p>
+trained in a time that hardly grows with the number of clusters</p>
 <p>{escape(config["author"])}</p><p>{datetime.date.today():%-d %B %Y}</p>
 <p>{escape(config["repository"]["url"])}</p></div>
 <div class="contents"><div class="heading">Contents</div>{contents(taken, parts, numbers)}</div>
@@ -116,6 +125,9 @@ def print_pdf(page: Page, html: str) -> PdfWriter:
     source.write_text(html)
     page.goto(source.as_uri())
     page.evaluate("document.fonts.ready")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": PAPER_WIDTH, "height": 1000})
+    page.evaluate(FIT)
     data = page.pdf(prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
     headings = page.locator("article").locator("h1, h2, h3, h4, h5, h6").all_inner_texts()
     source.unlink()

@@ -58,11 +58,14 @@ class GMVAE(nn.Module):
         with self._networks(x):
             return _wide(self.encoder(x))
 
+    def logits_y(self, h: Tensor) -> Tensor:
+        """The logits of q(y|x), not normalised: (B, K) from h (B, 512)."""
+        with self._networks(h):
+            return _wide(self.q_y_layers(h))
+
     def log_q_y(self, h: Tensor) -> Tensor:
         """ln q(y|x) for every label: (B, K) from h (B, 512)."""
-        with self._networks(h):
-            logits_y = self.q_y_layers(h)
-        return F.log_softmax(_wide(logits_y), -1)
+        return F.log_softmax(self.logits_y(h), -1)
 
     def log_p_y(self) -> float:
         """ln p(y) = -ln K, the same for every label (eq. 2)."""

@@ -92,12 +92,12 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
     with q and p both Concrete and their log-density ratio taken at the sample, or `categorical`.
     """
     h = model.encode(x)
-    log_q_y = model.log_q_y(h)
-    log_y = concrete_sample(log_q_y, experiment.tau, generator)
+    logits_y = model.logits_y(h)
+    log_y = concrete_sample(logits_y, experiment.tau, generator)
     if experiment.kl_y_form == "relaxed":
-        kl_y = concrete_log_ratio(log_y, log_q_y, experiment.tau)
+        kl_y = concrete_log_ratio(log_y, logits_y, experiment.tau)
     else:
-        kl_y = categorical_kl(log_q_y, model.log_p_y())
+        kl_y = categorical_kl(logits_y.log_softmax(-1), model.log_p_y())
     log_px, kl_z = _one_label(model, x, h, log_y.exp(), generator)
     return {"log_px": log_px, "kl_z": kl_z, "kl_y": kl_y}
 

@@ -69,8 +69,11 @@ class Toy(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         return x.double().flatten(1)
 
+    def logits_y(self, h: Tensor) -> Tensor:
+        return h @ self.q_y_x + self.q_y_0
+
     def log_q_y(self, h: Tensor) -> Tensor:
-        return torch.log_softmax(h @ self.q_y_x + self.q_y_0, -1)
+        return torch.log_softmax(self.logits_y(h), -1)
 
     def log_p_y(self) -> float:
         return math.log(1 / 3)

@@ -221,7 +221,7 @@ def ratio(mine: list[float], theirs: list[float]) -> list[float]:
 
 
 def run(args: argparse.Namespace, folder: Path) -> Path:
-    """Take all measurements; what there is so far is saved after each."""
+    """Take all measurements; what there is so far is in DEVICE.part."""
     device = devices.find_device(args.device)
     cores = set(range(args.cores))
     with contextlib.suppress(AttributeError):
@@ -266,7 +266,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
             timed = bench.times({name: (name, e) for name in active}, args.rounds, budget=args.budget)
             out["sweep"].append({"dataset": args.dataset, "estimator": estimator, "K": K,
                                  "operations": count(e).of(estimator, K) * BATCH, "times": timed})
-            path = save(out, folder)
+            save(out, folder)
             line = "  ".join(f"{n} {1000 * statistics.median(t['seconds']):9.1f} ms "
                              f"{t['peak_bytes'] / 2**30:5.2f} GiB" for n, t in timed.items())
             print(f"{args.dataset} {estimator} K={K}: {line}", flush=True)
@@ -275,6 +275,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
                       and statistics.median(timed[n]["seconds"]) < args.budget / 4]
             if not active:
                 break
+    path = save(out, folder, done=True)
     figures.style()
     figures.step_time_against_K(out).savefig(path.with_suffix(".steps.png"))
     figures.share_of_limit(out).savefig(path.with_suffix(".share.png"))
@@ -308,14 +309,16 @@ def print_cell(cell: dict, gemm: dict[str, float]) -> None:
         print(text, flush=True)
 
 
-def save(out: dict, folder: Path) -> Path:
-    """Write DEVICE.json in `folder`."""
+def save(out: dict, folder: Path, done: bool = False) -> Path:
+    """Write DEVICE.part in `folder`, or DEVICE.json when all is done: chapter 5 reads whole ones."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^A-Za-z0-9]+", "-", out["environment"]["device_name"]).strip("-").lower()
-    path = folder / f"{name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(out, indent=1) + "\n")
-    os.replace(temporary, path)
+    part = folder / f"{name}.part"
+    part.write_text(json.dumps(out, indent=1) + "\n")
+    if not done:
+        return part
+    path = part.with_suffix(".json")
+    os.replace(part, path)
     return path
 
 

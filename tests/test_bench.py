@@ -35,6 +35,7 @@ def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(PATH.parent))
     bench.main()
     path, = tmp_path.glob("*.json")
+    assert not list(tmp_path.glob("*.part"))
     saved = json.loads(path.read_text())
     cell, = saved["cells"]
     assert {"plain", "pyro", "ours float32"} <= set(cell["times"])
@@ -46,3 +47,10 @@ def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys):
     assert {p.name for p in tmp_path.glob("*.png")} == {f"{path.stem}.{kind}.png" for kind in ("steps", "share")}
     out = capsys.readouterr().out
     assert "K = 1,000 over K = 10" in out and "what grew" in out
+
+
+def test_a_stopped_benchmark_leaves_the_last_whole_one(tmp_path):
+    whole = {"environment": {"device_name": "Some CPU"}, "cells": [1]}
+    path = bench.save(whole, tmp_path, done=True)
+    part = bench.save(whole | {"cells": []}, tmp_path)
+    assert json.loads(path.read_text()) == whole and part != path and part.suffix == ".part"

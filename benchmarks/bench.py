@@ -246,8 +246,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     for dataset in ("mnist", "cifar100"):
         es = {K: preset("paper", dataset=dataset, estimator="concrete", K=K, batch_size=BATCH)
               for K in (10, 1000)}
-        # Several steps a turn, as in a run: this ratio is near 1, where a little noise decides, and so
-        # would the other's turn, which leaves nothing of these weights in the cache.
+        # Several steps a turn: this ratio is near 1, where a little noise decides.
         timed = bench.times({f"K={K}": ("ours float32", e) for K, e in es.items()}, args.rounds,
                             budget=600, steps=5, profiles=True)
         grown = growth(*(t.pop("profile") for t in timed.values()))

@@ -31,8 +31,7 @@ class PlainGMVAE(nn.Module):
                                  nn.ReLU(), nn.Linear(256, 2 * D))
         self.p_z = nn.Linear(K, 2 * D)
         self.p_x = nn.Sequential(
-            nn.Linear(D, 512), nn.ReLU(), nn.Linear(512, flat), nn.ReLU(),
-            nn.Unflatten(1, self.map_shape),
+            nn.Linear(D, flat), nn.ReLU(), nn.Unflatten(1, self.map_shape),
             nn.ConvTranspose2d(40, 20, 5, stride=2, padding=2, output_padding=1), nn.ReLU(),
             nn.ConvTranspose2d(20, channels, 5, stride=2, padding=2, output_padding=1))
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cgmvae.experiment import Experiment
+from cgmvae.experiment import Experiment, filled_in
 
 if TYPE_CHECKING:
     from cgmvae.training import Trainer
@@ -108,7 +108,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load(trainer: Trainer, path: Path) -> None:
     """Bring a trainer to where the checkpoint was taken. Raises CheckpointError."""
     saved, text = read(path, RUN)
-    theirs, ours = json.loads(text["experiment"]), trainer.experiment.as_dict()
+    theirs, ours = filled_in(json.loads(text["experiment"])), trainer.experiment.as_dict()
     differs = [f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here"
                for k in ours if theirs.get(k) != ours.get(k)]
     for name, value in (("device", trainer.device.type), ("precision", trainer.precision)):
@@ -138,7 +138,7 @@ def load_weights(path: Path):
     from cgmvae.model import GMVAE
 
     saved, text = read(path, WEIGHTS)
-    experiment = Experiment(**json.loads(text["experiment"]))
+    experiment = Experiment(**filled_in(json.loads(text["experiment"])))
     model = GMVAE(experiment)
     model.load_state_dict({k: v.float() for k, v in saved.items()})
     return model.eval(), experiment

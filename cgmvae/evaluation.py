@@ -1,8 +1,10 @@
-"""What a finished model is worth on the test images: likelihood terms and cluster scores."""
+"""What a model is worth: on the validation images during training, on the test images at its end."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,62 @@ from torch.distributions import kl_divergence
 from cgmvae.data import Pixels, Splits
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
-from cgmvae.objectives import categorical_kl, given_y
+from cgmvae.objectives import categorical_kl, elbo, exact_sample, given_y
 from cgmvae.relaxation import gumbel_max
-from cgmvae.training import EVALUATION_BATCH, derived_seed
+from cgmvae.seeds import derived_seed
 
+EVALUATION_BATCH = 500
 IN_USE = 0.001
 """A cluster counts as in use if it gets at least this share of the test images."""
+
+
+@contextlib.contextmanager
+def evaluating(model: GMVAE) -> Iterator[None]:
+    """The model in eval mode and without gradients; afterwards in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def validate(model: GMVAE, pixels: Pixels, experiment: Experiment) -> dict[str, float]:
+    """The terms of the ELBO at w = 1 and beta = 1, from one exact sample of y and one of z an image.
+
+    The same measure for every estimator and every step, an unbiased estimate of eq. 5, from the same
+    noise each time. nats, means over the images:
+
+    - `validation_loss`: the negative ELBO, which early stopping watches.
+    - `validation_log_px`, `validation_kl_z`, `validation_kl_y`: its terms.
+    - `validation_information`: I(x;y), see `information`.
+    """
+    noise = Generator(pixels.values.device).manual_seed(derived_seed(experiment.seed, "validation"))
+    names = ("log_px", "kl_z", "kl_y")
+    total = dict.fromkeys(("loss", *names), 0.0)
+    all_q_y = []
+    with evaluating(model):
+        for start in range(0, len(pixels), EVALUATION_BATCH):
+            x = pixels.batch(slice(start, start + EVALUATION_BATCH))
+            terms, log_q_y, _ = exact_sample(model, x, experiment, noise)
+            for name, value in {"loss": -elbo(terms), **terms}.items():
+                total[name] += float(value.cpu().double().sum())
+            all_q_y.append(log_q_y.exp().cpu().double())
+    means = {f"validation_{k}": v / len(pixels) for k, v in total.items()}
+    return means | {"validation_information": information(torch.cat(all_q_y))}
+
+
+def information(q_y: Tensor) -> float:
+    """I(x;y) between images and labels, in nats, from q(y|x) of all images, (N, K), float64.
+
+    It is the entropy of the mean of q(y|x) less the mean of its entropies, between 0 and ln K: what
+    a label says of its image. Near 0 the label is not used, whether all images have one and the same
+    or each has every one alike.
+    """
+    def entropy(q: Tensor) -> Tensor:
+        return -torch.xlogy(q, q).sum(-1)
+    return max(0.0, float(entropy(q_y.mean(0)) - entropy(q_y).mean()))
 
 
 def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, Any]:
@@ -32,33 +84,34 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
 
         - `test_log_px`: E_q[ln p(x|y, z)], with y the one-hot argmax of q(y|x) and one sample of z:
           the number of Table 1. nats.
+        - `test_log_px_z_mean`: the same with z at the mean of q(z|x, y). nats.
         - `test_kl_z`: KL(q(z|x, y)||p(z|y)) at that y, in closed form. nats.
         - `test_kl_y`: KL(q(y|x)||p(y)), in closed form. nats.
         - `test_elbo`: unbiased estimate of eq. 5 from `iw_samples` exact samples (y, z). nats.
         - `test_iw_bound`: the importance-weighted bound on ln p(x) from the same samples (Burda et
           al., 2016), which the true value exceeds. nats.
         - `iw_samples`: how many samples an image those two took.
+        - `test_information`: I(x;y), see `information`, nats; `test_information_share`: over ln K.
         - `test_clusters_used`: labels that get at least one in a thousand images.
         - `test_cluster_perplexity`: exp of the entropy of the mean of q(y|x), between 1 and K.
         - `test_acc`, `test_nmi`, `test_ari`: the argmax labels against the digits, or the
           superclasses of CIFAR-100 (see `cluster_scores`).
     """
-    was_training = model.training
-    model.eval()
     noise, weights = (Generator(splits.test.values.device).manual_seed(
         derived_seed(experiment.seed, use)) for use in ("test", "importance weights"))
-    means, q_y, labels = _sums(model, splits.test, experiment.iw_samples, noise, weights)
-    model.train(was_training)
+    with evaluating(model):
+        means, q_y, labels = _sums(model, splits.test, experiment.iw_samples, noise, weights)
+    known = information(q_y)
     q_y = q_y.mean(0)
     shares = np.bincount(labels, minlength=model.K) / len(labels)
     return {**means, "iw_samples": experiment.iw_samples,
+            "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
             "test_clusters_used": int((shares >= IN_USE).sum()),
             "test_cluster_perplexity": float(torch.exp(-torch.xlogy(q_y, q_y).sum())),
             **{f"test_{k}": v for k, v in
                cluster_scores(labels, splits.test_groups.numpy()).items()}}
 
 
-@torch.no_grad()
 def _sums(model: GMVAE, pixels: Pixels, samples: int, noise: Generator,
           weights: Generator) -> tuple[dict[str, float], Tensor, np.ndarray]:
     total: dict[str, float] = {}
@@ -72,14 +125,15 @@ def _sums(model: GMVAE, pixels: Pixels, samples: int, noise: Generator,
         log_px, _ = given_y(model, x, from_h, y, _normal_noise(model, x, noise))
         log_w = torch.stack([importance_weight(model, x, from_h, log_q_y, weights)
                              for _ in range(samples)])
-        batch = {"test_log_px": log_px,
-                 "test_kl_z": kl_divergence(model.q_z_given(from_h, y), model.p_z(y)).sum(-1),
+        q_z = model.q_z_given(from_h, y)
+        batch = {"test_log_px": log_px, "test_log_px_z_mean": model.log_p_x(x, q_z.mean),
+                 "test_kl_z": kl_divergence(q_z, model.p_z(y)).sum(-1),
                  "test_kl_y": categorical_kl(log_q_y, model.log_p_y()),
                  "test_elbo": log_w.mean(0),
                  "test_iw_bound": log_w.logsumexp(0) - math.log(samples)}
         for name, value in batch.items():
-            total[name] = total.get(name, 0.0) + float(value.double().sum())
-        all_q_y.append(log_q_y.exp().double().cpu())
+            total[name] = total.get(name, 0.0) + float(value.cpu().double().sum())
+        all_q_y.append(log_q_y.exp().cpu().double())
         all_labels.append(y.cpu().numpy())
     means = {name: value / len(pixels) for name, value in total.items()}
     return means, torch.cat(all_q_y), np.concatenate(all_labels)
@@ -120,7 +174,7 @@ def cluster_scores(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float
 
 def assign(model: GMVAE, pixels: Pixels) -> Tensor:
     """q(y|x) of every image, (N, K), on the CPU."""
-    with torch.no_grad():
+    with evaluating(model):
         return torch.cat([model.log_q_y(model.encode(pixels.batch(
             slice(start, start + EVALUATION_BATCH)))).exp().cpu()
             for start in range(0, len(pixels), EVALUATION_BATCH)])

@@ -44,9 +44,12 @@ SCHEDULES = ("ramp", "printed", "linear", "none")
 LIKELIHOODS = ("bernoulli", "cross_entropy", "gaussian")
 BINARISATIONS = ("threshold", "static", "dynamic", "none")
 PADDINGS = ("same", "valid")
+INITIALISATIONS = ("torch", "glorot", "he")
+KL_Z_FORMS = ("sampled", "closed")
 
 PRESETS = {
     "paper": {},
+    "half": {"epochs": 50},
     "small": {"train_limit": 20_000, "epochs": 20},
     "quick": {"epochs": 5, "batch_size": 32, "iw_samples": 10},
 }
@@ -57,11 +60,19 @@ class ExperimentError(ValueError):
     """A choice that cannot be run. Its message names the field, the value and what is allowed."""
 
 
-def choice(default: Any, help: str, paper: str = "not said", reason: str = "") -> Any:
+NO_NEUTRAL = object()
+
+
+def choice(default: Any, help: str, paper: str = "not said", reason: str = "",
+           neutral: Any = NO_NEUTRAL) -> Any:
     """A field with its explanation, what the paper says of it and, where that leaves a choice, the
-    reason for ours. The shell prints the first; the book prints all."""
-    return dataclasses.field(default=default,
-                             metadata={"help": help, "paper": paper, "reason": reason})
+    reason for ours. The shell prints the first; the book prints all.
+
+    A field that came after the first records has a `neutral` value: what all earlier runs did. While
+    it has that value it is no part of the id, and a record without the field is read as having it.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "paper": paper,
+                                                        "reason": reason, "neutral": neutral})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +108,11 @@ class Experiment:
                                          "2000, without a unit",
                                          "t counts steps: in epochs, 200 at most, the weight would "
                                          "not pass 0.1")
+    beta: float = choice(1.0, "weight of the KL of z in the training loss; 1", "1, as eq. 8 has none",
+                         neutral=1.0)
+    kl_z_form: str = choice("sampled", "the KL of z: `sampled`, its integrand at the sample of z, or "
+                            "`closed`, its integral over z", "eq. 6 to 8 read `sampled`",
+                            neutral="sampled")
     likelihood: str | None = choice(
         None, "p(x|z): `bernoulli` on binary pixels, `cross_entropy` (its formula on pixels in "
         "[0, 1]), or `gaussian` with one learned scale; MNIST `bernoulli`, CIFAR-100 "
@@ -111,9 +127,13 @@ class Experiment:
     padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)",
                          reason="the image is halved twice and doubled twice, and nothing is cut "
                          "off at its edge")
-    decoder_units: int = choice(512, "width of the decoder's fully connected layer",
-                               reason="the width of the encoder's layer that it mirrors; the "
-                               "decoder of Shu (2016) has it too")
+    decoder_units: int = choice(0, "width of a hidden layer between z and the decoder's feature map; "
+                               "0: none", "a single fully connected layer, then two transposed "
+                               "convolutions: `0`")
+    initialisation: str = choice("glorot", "of the weights: " + ", ".join(INITIALISATIONS),
+                                 reason="Glorot's uniform weights and zero biases were what the "
+                                 "libraries of 2019 that most authors used did by themselves",
+                                 neutral="torch")
     batch_size: int = choice(128, "images a step",
                              reason="a common size; nothing in the paper points to another")
     learning_rate: float = choice(1e-3, "of Adam", "0.001")
@@ -137,6 +157,8 @@ class Experiment:
             self._set("annealing", "none" if self.estimator == "marginal" else "ramp")
         one_of("annealing", self.annealing, SCHEDULES)
         one_of("padding", self.padding, PADDINGS)
+        one_of("initialisation", self.initialisation, INITIALISATIONS)
+        one_of("kl_z_form", self.kl_z_form, KL_Z_FORMS)
         facts = DATASETS[self.dataset]
         if self.K is None:
             self._set("K", facts.K)
@@ -153,12 +175,13 @@ class Experiment:
         one_of("kl_y_form", self.kl_y_form, KL_Y_FORMS)
         if self.annealing_steps is None:
             self._set("annealing_steps", 2000)
-        for name in ("K", "z_dim", "annealing_steps", "decoder_units", "batch_size", "epochs",
+        for name in ("K", "z_dim", "annealing_steps", "batch_size", "epochs",
                      "patience", "iw_samples"):
             at_least(name, getattr(self, name), 1)
+        at_least("decoder_units", self.decoder_units, 0)
         if not 0 <= self.seed < 2**63:
             refuse("seed", self.seed, "a whole number from 0 to 2**63 - 1")
-        for name in ("tau", "learning_rate"):
+        for name in ("tau", "learning_rate", "beta"):
             if not 0 < getattr(self, name) < math.inf:
                 refuse(name, getattr(self, name), "a number above 0")
         if not 0 < self.validation_fraction < 1:
@@ -225,7 +248,8 @@ class Experiment:
     @property
     def id(self) -> str:
         """A name for the run, made of its main choices and a digest of all of them."""
-        text = json.dumps({"definition": DEFINITION, **self.as_dict()}, sort_keys=True)
+        told = {k: v for k, v in self.as_dict().items() if k not in NEUTRAL or v != NEUTRAL[k]}
+        text = json.dumps({"definition": DEFINITION, **told}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.dataset}-{self.estimator}-K{self.K}-s{self.seed}-{digest}"
 
@@ -237,6 +261,16 @@ class Experiment:
         """The same experiment with some fields changed, checked again."""
         known_fields(changes)
         return dataclasses.replace(self, **changes)
+
+
+NEUTRAL = {f.name: f.metadata["neutral"] for f in dataclasses.fields(Experiment)
+           if f.metadata["neutral"] is not NO_NEUTRAL}
+"""What every run did before these fields existed."""
+
+
+def filled_in(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record or checkpoint, with what older ones lack."""
+    return {**NEUTRAL, **fields}
 
 
 def preset(name: str, **choices: Any) -> Experiment:

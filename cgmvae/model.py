@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from cgmvae.experiment import Experiment
-from cgmvae.networks import UNITS, Decoder, Encoder, interleave, phases_of
+from cgmvae.networks import (
+    INITIALISATIONS,
+    UNITS,
+    Decoder,
+    Encoder,
+    initialise,
+    interleave,
+    phases_of,
+)
 
 HEAD_UNITS = (512, 256)
 
@@ -50,6 +58,10 @@ class GMVAE(nn.Module):
                                         nn.Linear(narrow, 2 * e.z_dim))
         self.p_z_layer = nn.Linear(e.K, 2 * e.z_dim)
         self.decoder = Decoder(e.image_shape, e.z_dim, e.decoder_units, e.padding)
+        initialise(self, e.initialisation)
+        if draw := INITIALISATIONS[e.initialisation]:  # the two parts are one layer
+            for part in (self.q_z_from_h, self.q_z_from_y):
+                draw(part.weight, UNITS + e.K, wide)
         if e.likelihood == "gaussian":
             self.log_scale = nn.Parameter(torch.zeros(()))
 

@@ -6,6 +6,8 @@ sub-pixel form. Neither changes what is computed; `make bench` measures what the
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,24 +97,55 @@ def phases_of(image: Tensor) -> Tensor:
 class Decoder(nn.Module):
     """z (N, D) to a value for each pixel (the paper's p(x|z), appendix A).
 
-    A fully connected layer, one more onto the feature map, then two transposed convolutions that
-    mirror the encoder. The width of the first is not in the paper.
+    A single fully connected layer onto the feature map, then two transposed convolutions that
+    mirror the encoder. `units` above 0 puts a hidden layer of that width before them, with ReLU.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], z_dim: int, units: int = UNITS,
+    def __init__(self, image_shape: tuple[int, int, int], z_dim: int, units: int = 0,
                  padding: str = "same") -> None:
         super().__init__()
         self.map_shape = feature_map(image_shape, padding)
         channels, height, width = self.map_shape
         pad = KERNEL // 2 if padding == "same" else 0
-        self.full1 = nn.Linear(z_dim, units)
-        self.full2 = nn.Linear(units, channels * height * width)
+        self.full1 = nn.Linear(z_dim, units) if units else None
+        self.full2 = nn.Linear(units or z_dim, channels * height * width)
         self.conv1 = SubPixelTransposedConv(FILTERS[1], FILTERS[0], pad)
         self.conv2 = SubPixelTransposedConv(FILTERS[0], image_shape[0], pad)
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, D) to the phases (N, 4C, H/2, W/2) of the image; `interleave` makes the image."""
         channels, height, width = self.map_shape
-        a = F.relu(self.full2(F.relu(self.full1(z))))
+        a = z if self.full1 is None else F.relu(self.full1(z))
+        a = F.relu(self.full2(a))
         a = a.view(-1, height, width, channels).permute(0, 3, 1, 2)  # channels last in memory
         return self.conv2(interleave(F.relu(self.conv1(a))))
+
+
+def glorot(weight: Tensor, fan_in: int, fan_out: int, stride: int = 1) -> None:
+    """Uniform of variance 2/(fan_in + fan_out) (Glorot & Bengio, 2010); the fans as TensorFlow and
+    Keras counted them in 2019, which leave the stride of a transposed convolution out."""
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def he(weight: Tensor, fan_in: int, fan_out: int, stride: int = 1) -> None:
+    """Normal of variance 2 over the number of inputs that an output sees (He et al., 2015)."""
+    nn.init.normal_(weight, std=math.sqrt(2 * stride**2 / fan_in))
+
+
+INITIALISATIONS = {"torch": None, "glorot": glorot, "he": he}
+"""Each draws a layer's weight, whose bias starts at zero; `torch`: what torch's layers do themselves."""
+
+
+def initialise(module: nn.Module, name: str) -> None:
+    """Draw the weights of every layer in `module` anew, and set their biases to zero."""
+    if INITIALISATIONS[name] is None:
+        return
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, SubPixelTransposedConv)):
+            transposed = isinstance(layer, SubPixelTransposedConv)
+            c_in, c_out = layer.weight.shape[:2][::1 if transposed else -1]
+            taps = layer.weight[0, 0].numel()
+            INITIALISATIONS[name](layer.weight, c_in * taps, c_out * taps, 2 if transposed else 1)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributions import kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from cgmvae import relaxation
@@ -27,9 +28,9 @@ from cgmvae.relaxation import concrete_log_ratio, concrete_sample, gumbel_max
 Terms = dict[str, Tensor]
 
 
-def elbo(terms: Terms, w: Tensor | float = 1.0) -> Tensor:
-    """The ELBO of each image, (B,), with weight w on KL(q(y|x)||p(y)) (eq. 8)."""
-    value = terms["log_px"] - terms["kl_z"] - w * terms["kl_y"]
+def elbo(terms: Terms, w: Tensor | float = 1.0, beta: float = 1.0) -> Tensor:
+    """The ELBO of each image, (B,), with weight w on KL(q(y|x)||p(y)) (eq. 8), and beta on kl_z."""
+    value = terms["log_px"] - beta * terms["kl_z"] - w * terms["kl_y"]
     return value + terms["score"] if "score" in terms else value
 
 
@@ -44,13 +45,14 @@ def marginal(model: GMVAE, x: Tensor, experiment: Experiment,
     h = model.encode(x)
     log_q_y = model.log_q_y(h)
     noise = torch.randn(model.K, len(x), model.z_dim, device=x.device, generator=generator)
-    log_px, kl_z = all_labels(model, x, model.q_z_h(h), noise)
+    log_px, kl_z = all_labels(model, x, model.q_z_h(h), noise, experiment.kl_z_form)
     q_y = log_q_y.exp().T  # (K, B)
     return {"log_px": (q_y * log_px).sum(0), "kl_z": (q_y * kl_z).sum(0),
             "kl_y": categorical_kl(log_q_y, model.log_p_y())}
 
 
-def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor,
+               kl_z_form: str = "sampled") -> tuple[Tensor, Tensor]:
     """ln p(x|z) and ln q(z|x, y)/p(z|y) for every label, each (K, B).
 
     Labels are taken a few at a time: as many as fill the hardware, not so many that what they
@@ -67,7 +69,7 @@ def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor) -> tuple[
     recompute = kept > KEEP_BYTES[x.device.type]
 
     def some(labels: Tensor, noise: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
-        return given_y(model, x, from_h, labels, noise)
+        return given_y(model, x, from_h, labels, noise, kl_z_form)
 
     parts = [checkpoint(some, some_labels, some_noise, from_h, use_reentrant=False,
                         preserve_rng_state=False) if recompute
@@ -76,12 +78,17 @@ def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor) -> tuple[
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
-def given_y(model: GMVAE, x: Tensor, from_h: Tensor, y: Tensor,
-            noise: Tensor) -> tuple[Tensor, Tensor]:
-    """ln p(x|z) and ln q(z|x, y)/p(z|y) at z ~ q(z|x, y) made from `noise` (..., B, D)."""
+def given_y(model: GMVAE, x: Tensor, from_h: Tensor, y: Tensor, noise: Tensor,
+            kl_z_form: str = "sampled") -> tuple[Tensor, Tensor]:
+    """ln p(x|z) and ln q(z|x, y)/p(z|y) at z ~ q(z|x, y) made from `noise` (..., B, D).
+
+    With `closed` the second is its mean over z, KL(q(z|x, y)||p(z|y)).
+    """
     q_z, p_z = model.q_z_given(from_h, y), model.p_z(y)
     z = q_z.loc + q_z.scale * noise
-    return model.log_p_x(x, z), (q_z.log_prob(z) - p_z.log_prob(z)).sum(-1)
+    kl_z = (kl_divergence(q_z, p_z) if kl_z_form == "closed"
+            else q_z.log_prob(z) - p_z.log_prob(z)).sum(-1)
+    return model.log_p_x(x, z), kl_z
 
 
 def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
@@ -98,7 +105,7 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
         kl_y = concrete_log_ratio(log_y, logits_y, experiment.tau)
     else:
         kl_y = categorical_kl(logits_y.log_softmax(-1), model.log_p_y())
-    log_px, kl_z = _one_label(model, x, h, log_y.exp(), generator)
+    log_px, kl_z = _one_label(model, x, h, log_y.exp(), experiment, generator)
     return {"log_px": log_px, "kl_z": kl_z, "kl_y": kl_y}
 
 
@@ -108,7 +115,7 @@ def straight_through(model: GMVAE, x: Tensor, experiment: Experiment,
     h = model.encode(x)
     log_q_y = model.log_q_y(h)
     y = relaxation.straight_through(concrete_sample(log_q_y, experiment.tau, generator))
-    log_px, kl_z = _one_label(model, x, h, y, generator)
+    log_px, kl_z = _one_label(model, x, h, y, experiment, generator)
     return {"log_px": log_px, "kl_z": kl_z, "kl_y": categorical_kl(log_q_y, model.log_p_y())}
 
 
@@ -119,22 +126,33 @@ def score_function(model: GMVAE, x: Tensor, experiment: Experiment,
     The baseline of an image is the mean over the other images of the batch: it depends on nothing
     that was drawn for the image itself, so that the gradient stays unbiased.
     """
+    terms, log_q_y, y = exact_sample(model, x, experiment, generator)
+    reward = (terms["log_px"] - experiment.beta * terms["kl_z"]).detach()
+    others = (reward.sum() - reward) / max(len(x) - 1, 1)
+    log_q = log_q_y.gather(-1, y[:, None])[:, 0]
+    return terms | {"score": (reward - others) * (log_q - log_q.detach())}  # zero but in its gradient
+
+
+def exact_sample(model: GMVAE, x: Tensor, experiment: Experiment,
+                 generator: Generator | None = None) -> tuple[Terms, Tensor, Tensor]:
+    """One exact sample of y and of z an image: terms whose ELBO is an unbiased estimate of eq. 5.
+
+    Returns:
+        The terms, ln q(y|x) (B, K), and the labels y (B,), int64. The label's own gradient is not in
+        the terms: `score_function` adds it.
+    """
     h = model.encode(x)
     log_q_y = model.log_q_y(h)
     y = gumbel_max(log_q_y.detach(), generator)
-    log_px, kl_z = _one_label(model, x, h, y, generator)
-    reward = (log_px - kl_z).detach()
-    others = (reward.sum() - reward) / max(len(x) - 1, 1)
-    log_q = log_q_y.gather(-1, y[:, None])[:, 0]
-    score = (reward - others) * (log_q - log_q.detach())  # zero in value, not in gradient
+    log_px, kl_z = _one_label(model, x, h, y, experiment, generator)
     return {"log_px": log_px, "kl_z": kl_z,
-            "kl_y": categorical_kl(log_q_y, model.log_p_y()), "score": score}
+            "kl_y": categorical_kl(log_q_y, model.log_p_y())}, log_q_y, y
 
 
-def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor,
+def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor, experiment: Experiment,
                generator: Generator | None) -> tuple[Tensor, Tensor]:
     noise = torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
-    return given_y(model, x, model.q_z_h(h), y, noise)
+    return given_y(model, x, model.q_z_h(h), y, noise, experiment.kl_z_form)
 
 
 ESTIMATORS: dict[str, Callable[..., Terms]] = {
@@ -165,7 +183,8 @@ def activation_bytes(model: GMVAE, x: Tensor) -> int:
     """About how many bytes one label leaves for the backward pass of a batch."""
     channels, height, width = model.decoder.map_shape
     pixels = x[0].numel()
-    a_label = 2 * 512 + 256 + 8 * model.z_dim + 2 * model.decoder.full1.out_features
+    a_label = 2 * 512 + 256 + 8 * model.z_dim
+    a_label += 2 * model.decoder.full1.out_features if model.decoder.full1 else 0
     a_label += 2 * channels * height * width + 6 * 20 * height * width * 4 + 3 * pixels
     return 4 * len(x) * a_label
 

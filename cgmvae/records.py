@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from cgmvae import checkpoints, data, devices, evaluation, parallel, training
-from cgmvae.experiment import Experiment
+from cgmvae.experiment import Experiment, filled_in
 
 Record = dict[str, Any]
 
@@ -181,6 +181,7 @@ def read(path: Path) -> Record:
         record = json.loads(path.read_text())
         if not isinstance(record, dict) or record.get("id") != path.stem:
             raise ValueError("its id is not its name")
+        record["experiment"] = filled_in(record["experiment"])
     except ValueError as error:
         raise data.DataError(f"{path} is not a record ({error}). Move it away to run it again."
                              ) from error

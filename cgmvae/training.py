@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import math
 import signal
 import sys
@@ -21,14 +20,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cgmvae import annealing, checkpoints, objectives, parallel
-from cgmvae.data import Pixels, Splits
+from cgmvae import annealing, checkpoints, evaluation, objectives, parallel
+from cgmvae.data import Splits
 from cgmvae.devices import find_compilation, find_precision, keep_freed_memory
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
+from cgmvae.seeds import derived_seed
 
 TERMS = ("loss", "log_px", "kl_z", "kl_y")
-EVALUATION_BATCH = 500
 
 
 class NonFiniteLoss(RuntimeError):
@@ -84,8 +83,8 @@ class Trainer:
         self.best = copy.deepcopy(self.model.state_dict())
         self.progress = {"epoch": 0, "step": 0, "best_epoch": 0, "best_loss": math.inf,
                          "waited": 0, "stopped": "", "curves": [],
-                         "seconds": dict.fromkeys(("training", "validation", "checkpoints",
-                                                   "compilation"), 0.0)}
+                         "seconds": dict.fromkeys(("training", "processor", "validation",
+                                                   "checkpoints", "compilation"), 0.0)}
         self.writer = checkpoints.Writer()
         self.resumed = checkpoint is not None and checkpoint.exists()
         if self.resumed:
@@ -102,7 +101,7 @@ class Trainer:
         x = self.splits.train.batch(rows, self.noise)
         w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
         terms = self.estimate(x)
-        loss = -objectives.elbo(terms, w).mean()
+        loss = -objectives.elbo(terms, w, e.beta).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -128,7 +127,7 @@ class Trainer:
             if parallel.size() > 1:  # to each its own noise; the checkpoint holds only the first's
                 self.noise.manual_seed(derived_seed(e.seed, f"noise {parallel.rank()} of "
                                                     f"{parallel.size()} at {progress['step']}"))
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             first = progress["step"] - progress["epoch"] * e.steps_per_epoch
             for position in range(first, e.steps_per_epoch):
                 self.advance()
@@ -138,8 +137,9 @@ class Trainer:
                     progress["now"] = self.terms[position]
                 now = time.perf_counter()
                 progress["seconds"]["training"] += now - start
+                progress["seconds"]["processor"] += time.process_time() - processor
                 yield progress
-                start = time.perf_counter()
+                start, processor = time.perf_counter(), time.process_time()
             self._end_epoch()
             self.save()
             yield progress
@@ -155,12 +155,12 @@ class Trainer:
     def _end_epoch(self) -> None:
         e, progress = self.experiment, self.progress
         with self.clock("validation"):
-            loss = parallel.agreed(validation_loss(self.model, self.splits.validation, e))
+            validation = evaluation.validate(self.model, self.splits.validation, e)
+            loss = validation["validation_loss"] = parallel.agreed(validation["validation_loss"])
         progress["epoch"] += 1
-        means = dict(zip(TERMS, parallel.mean(self.terms).double().mean(0).tolist(), strict=True))
+        means = dict(zip(TERMS, parallel.mean(self.terms).cpu().double().mean(0).tolist(), strict=True))
         progress["curves"].append({"epoch": progress["epoch"], "step": progress["step"], **means,
-                                   "validation_loss": loss,
-                                   "seconds": progress["seconds"]["training"]})
+                                   **validation, "seconds": progress["seconds"]["training"]})
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"The validation loss is {loss} after epoch {progress['epoch']}. "
                                 + self.kept())
@@ -198,22 +198,6 @@ class Trainer:
         yield
         seconds = self.progress["seconds"]
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def validation_loss(model: GMVAE, pixels: Pixels, experiment: Experiment) -> float:
-    """Negative ELBO at w = 1, nats an image: the same measure for every estimator and every step.
-
-    One exact sample of y and one of z an image, which makes it an unbiased estimate of eq. 5, from
-    the same noise each time.
-    """
-    noise = torch.Generator(pixels.values.device).manual_seed(derived_seed(experiment.seed, "validation"))
-    total = torch.zeros((), dtype=torch.float64)
-    with torch.no_grad():
-        for start in range(0, len(pixels), EVALUATION_BATCH):
-            x = pixels.batch(slice(start, start + EVALUATION_BATCH))
-            terms = objectives.score_function(model, x, experiment, noise)
-            total -= objectives.elbo(terms).double().sum().cpu()
-    return float(total) / len(pixels)
 
 
 def record_graph(trainer: Trainer):
@@ -282,7 +266,3 @@ def _interrupt_between_steps() -> Iterator[threading.Event]:
     finally:
         signal.signal(signal.SIGINT, before)
 
-
-def derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one use of randomness, so that no two uses share a stream."""
-    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:7], "big")

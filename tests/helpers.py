@@ -50,7 +50,7 @@ class Toy(nn.Module):
     """
 
     K, z_dim = 3, 1
-    decoder = SimpleNamespace(map_shape=(1, 1, 2), full1=SimpleNamespace(out_features=1))
+    decoder = SimpleNamespace(map_shape=(1, 1, 2), full1=None)
 
     def __init__(self, seed: int = 2) -> None:
         super().__init__()
@@ -179,7 +179,10 @@ BAD = {
                        "'threshold', 'static' or 'dynamic'"),
     "padding": ({"padding": "full"}, "padding", "one of 'same', 'valid'"),
     "z_dim": ({"z_dim": 0}, "z_dim", "a whole number of at least 1"),
-    "decoder_units": ({"decoder_units": 0}, "decoder_units", "a whole number of at least 1"),
+    "decoder_units": ({"decoder_units": -1}, "decoder_units", "a whole number of at least 0"),
+    "initialisation": ({"initialisation": "xavier"}, "initialisation", "one of 'torch', 'glorot', 'he'"),
+    "beta": ({"beta": 0}, "beta", "a number above 0"),
+    "kl_z_form": ({"kl_z_form": "exact"}, "kl_z_form", "one of 'sampled', 'closed'"),
     "learning_rate": ({"learning_rate": 0}, "learning_rate", "a number above 0"),
     "learning_rate inf": ({"learning_rate": "inf"}, "learning_rate", "a number above 0"),
     "patience": ({"patience": 0}, "patience", "a whole number of at least 1"),

@@ -11,7 +11,15 @@ from helpers import BAD, BAD_PLACES, CPU, assert_says, small
 
 import cgmvae
 from cgmvae import data, devices, training
-from cgmvae.experiment import DATASETS, PRESETS, Experiment, ExperimentError, preset
+from cgmvae.experiment import (
+    DATASETS,
+    NEUTRAL,
+    PRESETS,
+    Experiment,
+    ExperimentError,
+    filled_in,
+    preset,
+)
 from cgmvae.model import GMVAE
 
 FIELDS = [f.name for f in dataclasses.fields(Experiment)]
@@ -32,7 +40,7 @@ PAPER = {
     "dataset": "mnist", "estimator": "concrete", "K": 10, "z_dim": 64, "tau": 0.3,
     "kl_y_form": "relaxed", "annealing": "ramp", "annealing_steps": 2000,
     "likelihood": "bernoulli", "binarisation": "threshold", "padding": "same",
-    "decoder_units": 512, "batch_size": 128, "learning_rate": 1e-3, "epochs": 200,
+    "decoder_units": 0, "initialisation": "glorot", "beta": 1.0, "kl_z_form": "sampled", "batch_size": 128, "learning_rate": 1e-3, "epochs": 200,
     "patience": 10, "validation_fraction": 0.1, "train_limit": None, "iw_samples": 50, "seed": 0}
 
 
@@ -90,15 +98,26 @@ OTHERS = {
     "dataset": "mnist-sample", "estimator": "straight_through", "K": 11, "z_dim": 32, "tau": 0.4,
     "kl_y_form": "categorical", "annealing": "printed", "annealing_steps": 100,
     "likelihood": "cross_entropy", "binarisation": "dynamic", "padding": "valid",
-    "decoder_units": 256, "batch_size": 64, "learning_rate": 3e-4, "epochs": 20, "patience": 3,
+    "decoder_units": 256, "initialisation": "he", "beta": 0.5, "kl_z_form": "closed", "batch_size": 64, "learning_rate": 3e-4, "epochs": 20, "patience": 3,
     "validation_fraction": 0.2, "train_limit": 20_000, "iw_samples": 10, "seed": 1}
 
 
 def test_ids_stay_what_they_are():
     """Records in results/ are found by these. A change here makes every record an orphan."""
-    assert Experiment().id == "mnist-concrete-K10-s0-31ffad21"
-    other = Experiment(dataset="cifar100", estimator="marginal")
+    first = {"decoder_units": 512, "initialisation": "torch"}  # before there was a choice
+    assert Experiment(**first).id == "mnist-concrete-K10-s0-31ffad21"
+    other = Experiment(dataset="cifar100", estimator="marginal", **first)
     assert other.id == "cifar100-marginal-K20-s0-495be1f9"
+
+
+def test_a_field_that_came_later_spares_the_old_records():
+    """Neutral, it is no part of the id; and a record that lacks it is read as having that value."""
+    old = {k: v for k, v in PAPER.items() if k not in NEUTRAL}
+    assert set(NEUTRAL) == {"initialisation", "beta", "kl_z_form"}
+    assert Experiment(**filled_in(old)) == Experiment(initialisation="torch")
+    assert filled_in(PAPER) == PAPER
+    for name, value in NEUTRAL.items():
+        assert Experiment(**{**NEUTRAL, name: OTHERS[name]}).id != Experiment(**NEUTRAL).id
 
 
 def test_every_choice_is_in_the_id():
@@ -160,7 +179,7 @@ def test_the_scale_of_an_experiment_is_known_by_its_data_and_length():
 def test_bad_presets():
     with pytest.raises(ExperimentError) as error:
         preset("quik")
-    assert_says(str(error.value), {"preset": "quik"}, "preset", "one of 'paper', 'small', 'quick'")
+    assert_says(str(error.value), {"preset": "quik"}, "preset", "one of 'paper', 'half', 'small', 'quick'")
     assert "did you mean 'quick'" in str(error.value)
     with pytest.raises(ExperimentError, match="'KK' is not a choice .*'K'.* choices are dataset"):
         preset("quick", KK=3)

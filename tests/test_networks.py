@@ -61,7 +61,8 @@ def test_heads_have_the_sizes_of_appendix_a(dataset):
         "q_z_layers.1.weight": (256, 512), "q_z_layers.1.bias": (256,),
         "q_z_layers.3.weight": (128, 256), "q_z_layers.3.bias": (128,),
         "p_z_layer.weight": (128, 7), "p_z_layer.bias": (128,)}
-    assert model.decoder.full1.weight.shape == (512, 64)
+    assert model.decoder.full1 is None, "a single fully connected layer"
+    assert model.decoder.full2.weight.shape == (40 * 7 * 7 if dataset == "mnist-sample" else 40 * 8 * 8, 64)
     assert model.encoder.conv1.weight.shape[1] == {"mnist-sample": 1, "cifar100-sample": 3}[dataset]
 
 
@@ -149,12 +150,33 @@ def test_split_first_layer_of_q_z_is_one_layer_on_the_concatenation(K):
     assert torch.allclose(q_z.scale.log() * 2, log_variance, rtol=1e-9, atol=1e-12)
 
 
-def test_split_first_layer_starts_as_one_layer_would():
-    K = 300
-    bound = 1 / math.sqrt(512 + K)  # of nn.Linear(512 + K, 512)
+@pytest.mark.parametrize(("initialisation", "bound"), [
+    ("torch", 1 / math.sqrt(512 + 300)),  # of nn.Linear(512 + K, 512)
+    ("glorot", math.sqrt(6 / (512 + 300 + 512)))])
+def test_split_first_layer_starts_as_one_layer_would(initialisation, bound):
     torch.manual_seed(4)
-    model = GMVAE(small(K=K))
+    model = GMVAE(small(K=300, initialisation=initialisation))
     for values in (model.q_z_from_h.weight, model.q_z_from_h.bias, model.q_z_from_y.weight):
+        if initialisation == "glorot" and values is model.q_z_from_h.bias:
+            assert not values.any()
+            continue
         assert values.abs().max() <= bound
         assert values.abs().max() > 0.97 * bound
         assert float(values.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "draw"), [
+    ("glorot", torch.nn.init.xavier_uniform_), ("he", torch.nn.init.kaiming_normal_)])
+def test_initialisations_are_torchs_own(name, draw):
+    """Same spread as torch.nn.init in each layer that has one name for both; biases are zero."""
+    torch.manual_seed(5)
+    model = GMVAE(small(dataset="cifar100-sample", initialisation=name))
+    for layer in (model.encoder.conv2, model.encoder.full, model.q_y_layers[2], model.decoder.full2):
+        like = torch.empty(layer.weight.shape)
+        draw(like, **({"nonlinearity": "relu"} if name == "he" else {}))
+        assert float(layer.weight.detach().std()) == pytest.approx(float(like.std()), rel=0.05)
+    assert all(not p.any() for n, p in model.named_parameters() if n.endswith("bias"))
+    deconv = model.decoder.conv1.weight.detach()
+    inputs = 40 * 25 / 4  # of one output pixel: a quarter of the taps, as the stride is 2
+    variance = 2 / (60 * 25) if name == "glorot" else 2 / inputs
+    assert float(deconv.var()) == pytest.approx(variance, rel=0.05)

@@ -213,7 +213,8 @@ def test_toy_gradients_are_finite_differences(name):
 def test_model_gradients_are_finite_differences(K):
     """Of the whole network in float64, along a random direction in each of its parameters."""
     torch.manual_seed(K)
-    experiment = small(estimator="marginal", K=K, z_dim=4)
+    # With biases of zero a blank patch sits on the kink of ReLU, where no difference is a gradient.
+    experiment = small(estimator="marginal", K=K, z_dim=4, initialisation="torch")
     model = GMVAE(experiment).double()
     x = (torch.rand(2, 1, 28, 28, dtype=torch.float64) > 0.7).double()
 
@@ -244,8 +245,8 @@ spec.loader.exec_module(plain)
 
 SAME = {"encoder.conv1": "encoder.0", "encoder.conv2": "encoder.3", "q_y_layers.0": "q_y.0",
         "q_y_layers.2": "q_y.2", "q_y_layers.4": "q_y.4", "q_z_layers.1": "q_z.2",
-        "q_z_layers.3": "q_z.4", "p_z_layer": "p_z", "decoder.full1": "p_x.0",
-        "decoder.conv1": "p_x.5", "decoder.conv2": "p_x.7"}
+        "q_z_layers.3": "q_z.4", "p_z_layer": "p_z",
+        "decoder.conv1": "p_x.3", "decoder.conv2": "p_x.5"}
 
 
 def as_plain(ours: dict, map_shape: tuple[int, int, int]) -> dict:
@@ -258,9 +259,9 @@ def as_plain(ours: dict, map_shape: tuple[int, int, int]) -> dict:
     theirs["encoder.7.weight"] = (ours["encoder.full.weight"].reshape(-1, *rows_first)
                                   .permute(0, 3, 1, 2).flatten(1))
     theirs["encoder.7.bias"] = ours["encoder.full.bias"]
-    theirs["p_x.2.weight"] = (ours["decoder.full2.weight"].reshape(*rows_first, -1)
+    theirs["p_x.0.weight"] = (ours["decoder.full2.weight"].reshape(*rows_first, -1)
                               .permute(2, 0, 1, 3).flatten(0, 2))
-    theirs["p_x.2.bias"] = ours["decoder.full2.bias"].reshape(rows_first).permute(2, 0, 1).flatten()
+    theirs["p_x.0.bias"] = ours["decoder.full2.bias"].reshape(rows_first).permute(2, 0, 1).flatten()
     theirs["q_z.0.weight"] = torch.cat([ours["q_z_from_h.weight"], ours["q_z_from_y.weight"]], 1)
     theirs["q_z.0.bias"] = ours["q_z_from_h.bias"]
     return theirs
@@ -339,9 +340,9 @@ def test_labels_a_few_at_a_time_and_recomputed(monkeypatch, at_once, recompute):
     loss, gradient = marginal_loss_and_gradient(experiment)
     calls = []
 
-    def counted(model, x, from_h, y, noise):
+    def counted(model, x, from_h, y, *rest):
         calls.append(len(y))
-        return given_y(model, x, from_h, y, noise)
+        return given_y(model, x, from_h, y, *rest)
 
     monkeypatch.setattr(objectives, "labels_at_once", lambda *_: at_once)
     monkeypatch.setattr(objectives, "given_y", counted)

@@ -10,8 +10,8 @@ import helpers
 import pytest
 import torch
 
-from cgmvae import checkpoints, objectives, parallel, records, training
-from cgmvae.training import derived_seed
+from cgmvae import checkpoints, evaluation, objectives, parallel, records, training
+from cgmvae.seeds import derived_seed
 
 SMALL = helpers.small(epochs=2)
 
@@ -59,7 +59,7 @@ def test_two_processes_are_one_with_the_same_batches(tmp_path, estimator):
             one.optimiser.step()
             one.t += 1
             means.append(loss.item())
-        curve.append(training.validation_loss(one.model, one.splits.validation, experiment))
+        curve.append(evaluation.validate(one.model, one.splits.validation, experiment)["validation_loss"])
     per_epoch = torch.tensor(means).view(experiment.epochs, -1).mean(1)
     for epoch, row in enumerate(record["progress"]["curves"]):
         assert row["loss"] == pytest.approx(per_epoch[epoch].item(), rel=1e-4)

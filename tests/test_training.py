@@ -18,10 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import cgmvae
-from cgmvae import checkpoints, data, objectives, records, training
+from cgmvae import checkpoints, data, evaluation, objectives, records, training
 from cgmvae.__main__ import main
 from cgmvae.experiment import ESTIMATORS, Experiment
-from cgmvae.training import NonFiniteLoss, derived_seed, fit, validation_loss
+from cgmvae.evaluation import validate
+from cgmvae.seeds import derived_seed
+from cgmvae.training import NonFiniteLoss, fit
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -135,7 +137,7 @@ def test_validation_loss_is_the_negative_elbo():
     pixels = data.Pixels(images.permute(0, 2, 3, 1), "threshold")
     exact = exact_elbo(Toy(), toy_images(1)).mean().item()
     for estimator in ESTIMATORS:  # one measure for all of them
-        loss = validation_loss(Toy(), pixels, small(estimator=estimator))
+        loss = validate(Toy(), pixels, small(estimator=estimator))["validation_loss"]
         assert loss == pytest.approx(-exact, abs=0.06)
 
 
@@ -158,9 +160,9 @@ def test_stops_after_patience_and_keeps_the_best_weights(monkeypatch):
 
     def fake(model, pixels, experiment):
         seen.append(weights(model))
-        return next(losses)
+        return {"validation_loss": next(losses)}
 
-    monkeypatch.setattr(training, "validation_loss", fake)
+    monkeypatch.setattr(evaluation, "validate", fake)
     run = trainer(small(patience=3, epochs=20))
     fit(run)
     assert len(seen) == run.progress["epoch"] == 7  # the fourth was the best; a tie is no better
@@ -172,8 +174,8 @@ def test_stops_after_patience_and_keeps_the_best_weights(monkeypatch):
 
 def test_stops_after_all_epochs_with_the_best_weights(monkeypatch):
     losses, seen = iter([5.0, 4.0, 4.5]), []
-    monkeypatch.setattr(training, "validation_loss",
-                        lambda model, *_: (seen.append(weights(model)), next(losses))[1])
+    monkeypatch.setattr(evaluation, "validate", lambda model, *_: (
+        seen.append(weights(model)), {"validation_loss": next(losses)})[1])
     run = trainer(small(epochs=3, patience=3))
     fit(run)
     assert run.progress["stopped"] == "all 3 epochs done" and run.progress["step"] == 15
@@ -220,7 +222,7 @@ def test_a_non_finite_loss_stops_at_once(monkeypatch, tmp_path, term, value):
 
 def test_a_non_finite_validation_loss_stops_too(monkeypatch, tmp_path):
     losses = iter([5.0, math.nan])
-    monkeypatch.setattr(training, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(evaluation, "validate", lambda *_: {"validation_loss": next(losses)})
     run = trainer(small(), checkpoint=tmp_path / "run.safetensors")
     with pytest.raises(NonFiniteLoss, match="validation loss is nan after epoch 2.* is kept in"):
         fit(run)

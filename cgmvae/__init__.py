@@ -5,7 +5,8 @@ model, objectives, annealing, devices, checkpoints, training, evaluation, record
 finished run is `run(Experiment(...))`; everything else is what that calls.
 """
 
-from cgmvae.experiment import Experiment, ExperimentError, preset
+from cgmvae.checks import ExperimentError
+from cgmvae.experiment import Experiment, preset
 from cgmvae.records import run
 
 __version__ = "0.1.0"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cgmvae import checkpoints, data, parallel, records, sweep, training
 from cgmvae.devices import COMPILATIONS, PRECISIONS
-from cgmvae.experiment import DATASETS, PRESETS, Experiment, ExperimentError, preset
+from cgmvae.checks import ExperimentError
+from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
 
 BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
              FileExistsError)

@@ -27,7 +27,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cgmvae.experiment import DATASETS, Experiment, one_of, refuse
+from cgmvae.checks import one_of, refuse
+from cgmvae.experiment import DATASETS, Experiment
 
 DIGESTS = {
     "mnist": "4455cd1caae7731441d5c22d6bf450ce8717251d35f5358efe09983163c24808",

@@ -11,7 +11,8 @@ import ctypes
 import psutil
 import torch
 
-from cgmvae.experiment import Experiment, one_of, refuse
+from cgmvae.checks import one_of, refuse
+from cgmvae.experiment import Experiment
 
 # Once q(y|x) is certain, what the marginal sends back through the other labels is below 1e-38. A CPU
 # takes four times as long over such numbers, so they count as zero. Said here, before torch starts

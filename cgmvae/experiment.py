@@ -7,13 +7,14 @@ carried out, not what it is, and may move its result by no more than noise (see 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
+
+from cgmvae.checks import ExperimentError, at_least, did_you_mean, one_of, refuse
 
 DEFINITION = 1
 """Part of every id. Raised when the meaning of a field changes, so that records never mix."""
@@ -54,10 +55,6 @@ PRESETS = {
     "quick": {"epochs": 5, "batch_size": 32, "iw_samples": 10},
 }
 """The paper's scale, one for a laptop's hour, one for a laptop's minute (on a sample)."""
-
-
-class ExperimentError(ValueError):
-    """A choice that cannot be run. Its message names the field, the value and what is allowed."""
 
 
 NO_NEUTRAL = object()
@@ -288,33 +285,12 @@ def preset(name: str, **choices: Any) -> Experiment:
     return Experiment(**merged)
 
 
-def refuse(name: str, value: Any, allowed: str) -> None:
-    """Raise the one sentence that every bad choice gets."""
-    raise ExperimentError(f"{name} must be {allowed}; it is {value!r}.")
-
-
-def one_of(name: str, value: Any, allowed: Any) -> None:
-    """Raise ExperimentError unless `value` is among the names in `allowed`."""
-    if value not in tuple(allowed):
-        near = difflib.get_close_matches(str(value), list(allowed), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        refuse(name, value, "one of " + ", ".join(map(repr, allowed)) + hint)
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Raise ExperimentError unless `value` is at least `least`."""
-    if value < least:
-        refuse(name, value, f"a whole number of at least {least}")
-
-
 def known_fields(choices: dict[str, Any]) -> None:
     """Raise ExperimentError for a name that is not a field of Experiment."""
     fields = [f.name for f in dataclasses.fields(Experiment)]
     for name in choices:
         if name not in fields:
-            near = difflib.get_close_matches(name.lower(), [f.lower() for f in fields], n=1)
-            hint = next((f" Did you mean {f!r}?" for f in fields if near and f.lower() == near[0]), "")
-            raise ExperimentError(f"{name!r} is not a choice of an experiment.{hint} "
+            raise ExperimentError(f"{name!r} is not a choice of an experiment.{did_you_mean(name, fields)} "
                                   f"The choices are {', '.join(fields)}.")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import os
 import tempfile
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cgmvae import checkpoints, data, devices, records
-from cgmvae.experiment import DATASETS, PRESETS, Experiment, ExperimentError, one_of, preset
+from cgmvae.checks import ExperimentError, did_you_mean, one_of
+from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
 
 RUN_CHOICES = ("device", "precision", "compile", "results")
 FIELDS = tuple(f.name for f in dataclasses.fields(Experiment))
@@ -114,10 +114,8 @@ def check_parameters(scope: dict[str, Any]) -> None:
     for source in scope.get("In", ()):
         if source.startswith("# Parameters"):
             for name in sorted(_assigned(source) - declared):
-                near = difflib.get_close_matches(name.lower(), [d.lower() for d in declared], n=1)
-                hint = next((f" Did you mean {d!r}?" for d in declared if near and d.lower() == near[0]), "")
-                raise ExperimentError(f"{name!r} is not a parameter of this notebook.{hint} "
-                                      f"Its parameters are {', '.join(sorted(declared))}.")
+                raise ExperimentError(f"{name!r} is not a parameter of this notebook."
+                                      f"{did_you_mean(name, declared)} Its parameters are {', '.join(sorted(declared))}.")
         declared |= _assigned(source)
 
 

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cgmvae.experiment import Experiment, refuse
+from cgmvae.checks import refuse
+from cgmvae.experiment import Experiment
 
 
 def size() -> int:

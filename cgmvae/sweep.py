@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from cgmvae import checkpoints, data, devices, evaluation, records, training
-from cgmvae.experiment import Experiment, at_least, one_of, preset
+from cgmvae.checks import at_least, one_of
+from cgmvae.experiment import Experiment, preset
 
 CELLS = [{"dataset": d, "estimator": e} for d in ("mnist", "cifar100") for e in ("concrete", "marginal")]
 SMALL_CELLS = [{"dataset": "mnist", "estimator": "concrete"},

@@ -35,7 +35,7 @@ def test_a_bad_preset(monkeypatch):
     with pytest.raises(ExperimentError) as error:
         settings({"preset": "fast"})
     assert_says(str(error.value), {"preset": "fast"}, "preset",
-                "one of 'auto', 'paper', 'small', 'quick'")
+                "one of 'auto', 'paper', 'half', 'small', 'quick'")
     monkeypatch.setenv("CGMVAE_PRESET", "slow")
     with pytest.raises(ExperimentError, match="preset must be one of .* it is 'slow'"):
         settings({})

@@ -34,7 +34,7 @@ def test_bad_input_is_one_line_and_exit_2(name, no_work, tmp_path, capsys):
 
 def test_a_bad_preset(no_work, capsys):
     message = refused(["train", "--preset", "fast"], capsys)
-    assert_says(message, {"preset": "fast"}, "preset", "one of 'paper', 'small', 'quick'")
+    assert_says(message, {"preset": "fast"}, "preset", "one of 'paper', 'half', 'small', 'quick'")
 
 
 def test_results_that_cannot_be_written(no_work, tmp_path, capsys):

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from cgmvae import checkpoints, data, parallel, records, sweep, training
+from cgmvae.checks import ExperimentError, explained
 from cgmvae.devices import COMPILATIONS, PRECISIONS
-from cgmvae.checks import ExperimentError
 from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
+from cgmvae.run import run
 
 BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
              FileExistsError)
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="run one experiment and record it")
     train.add_argument("--preset", default="paper", help="scale: " + ", ".join(PRESETS))
     for f in dataclasses.fields(Experiment):
-        train.add_argument(f"--{f.name}", help=f.metadata["help"].replace("%", "%%"))
+        train.add_argument(f"--{f.name}", help=explained(f).replace("%", "%%"))
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     train.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
     train.add_argument("--compile", default="auto", help=", ".join(COMPILATIONS))
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace) -> None:
     choices = {f.name: getattr(args, f.name) for f in dataclasses.fields(Experiment)}
     experiment = preset(args.preset, **choices)
-    record = records.run(experiment, device=args.device, precision=args.precision,
+    record = run(experiment, device=args.device, precision=args.precision,
                          compile=args.compile, results=args.results)
     if not parallel.first():
         return

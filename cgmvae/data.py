@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cgmvae.binarisation import BINARISATIONS
 from cgmvae.checks import one_of, refuse
 from cgmvae.experiment import DATASETS, Experiment
 
@@ -243,13 +244,7 @@ class Pixels:
         """
         by_slice = isinstance(index, slice)
         chosen = self.values[index] if by_slice else self.values.index_select(0, index)
-        if self.binarisation == "threshold":
-            x = (chosen >= 128).to(torch.float32)
-        else:  # the pixels of `static` are 0 and 255 already
-            x = chosen.to(torch.float32).div_(255)
-        if self.binarisation == "dynamic":
-            noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            x = (noise < x).to(torch.float32)
+        x = BINARISATIONS[self.binarisation](chosen, generator)
         return x.permute(0, 3, 1, 2)
 
 

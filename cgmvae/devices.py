@@ -13,6 +13,7 @@ import torch
 
 from cgmvae.checks import one_of, refuse
 from cgmvae.experiment import Experiment
+from cgmvae.objectives import ESTIMATORS
 
 # Once q(y|x) is certain, what the marginal sends back through the other labels is below 1e-38. A CPU
 # takes four times as long over such numbers, so they count as zero. Said here, before torch starts
@@ -56,7 +57,7 @@ def check_memory(experiment: Experiment, device: torch.device) -> None:
     free = (torch.cuda.mem_get_info(device)[0] if device.type == "cuda"
             else psutil.virtual_memory().available)
     weights = 512 + 256 + 1 + 2 * e.z_dim  # the three layers whose size is K
-    arrays = e.z_dim + 12 if e.estimator == "marginal" else 12
+    arrays = e.z_dim + 12 if ESTIMATORS[e.estimator].passes(2) > 1 else 12
     a_label = 4 * (6 * weights + e.batch_size * arrays)  # Adam's two moments, gradient, best, copy
     largest = max(int(free * 0.8) // a_label, 1)
     if e.K > largest:

@@ -18,6 +18,7 @@ from typing import Any
 from cgmvae import checkpoints, data, devices, records
 from cgmvae.checks import ExperimentError, did_you_mean, one_of
 from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
+from cgmvae.run import run
 
 RUN_CHOICES = ("device", "precision", "compile", "results")
 FIELDS = tuple(f.name for f in dataclasses.fields(Experiment))
@@ -38,8 +39,8 @@ class Settings:
         return preset(self.preset, **{**self.choices, **changes})
 
     def run(self, experiment: Experiment) -> records.Record:
-        """`records.run` with the notebook's device and results folder."""
-        return records.run(experiment, results=self.results, **self.run_choices)
+        """`run.run` with the notebook's device and results folder."""
+        return run(experiment, results=self.results, **self.run_choices)
 
     def model(self, experiment: Experiment):
         """The trained model of a run that `run` has finished, on the CPU."""

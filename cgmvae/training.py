@@ -10,15 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from cgmvae import annealing, checkpoints, evaluation, objectives, parallel
 from cgmvae.data import Splits
@@ -222,47 +218,3 @@ def record_graph(trainer: Trainer):
         trainer.step()
     checkpoints.restore(trainer, before)
     return graph.replay
-
-
-def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
-    """Run a trainer to its end, with a progress bar. Ctrl-C saves a checkpoint, then interrupts.
-
-    Args:
-        progress_bar: None shows one only on a terminal.
-    """
-    e, done = trainer.experiment, trainer.progress["step"]
-    show = parallel.first() and (sys.stderr.isatty() if progress_bar is None else progress_bar)
-    with (tqdm(total=e.epochs * e.steps_per_epoch, initial=done, disable=not show, unit="step",
-               desc=e.id, mininterval=0.5) as bar, _interrupt_between_steps() as interrupted):
-        for progress in trainer.run():
-            bar.update(progress["step"] - bar.n)
-            if show and "now" in progress and bar.n % 10 == 0:
-                loss, log_px, kl_z, kl_y = progress["now"].tolist()
-                rate = progress["step"] * e.batch_size / progress["seconds"]["training"]
-                bar.set_postfix_str(f"loss {loss:.2f} = -({log_px:.2f}) + kl_z {kl_z:.2f} + w * "
-                                    f"kl_y {kl_y:.2f}, {rate:.0f} images/s", refresh=False)
-            if interrupted.is_set():
-                trainer.save()
-                trainer.writer.wait()
-                raise KeyboardInterrupt(trainer.kept())
-
-
-@contextlib.contextmanager
-def _interrupt_between_steps() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that no step is torn in two. A second one interrupts."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-

@@ -10,34 +10,17 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from cgmvae.checks import ExperimentError, at_least, did_you_mean, one_of, refuse
+from cgmvae.datasets import DATASETS, sample_of
+from cgmvae.own_images import find_dataset
 
 DEFINITION = 1
 """Part of every id. Raised when the meaning of a field changes, so that records never mix."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Facts about a data set that can be checked before it is loaded."""
-
-    images: tuple[int, int, int]  # channels, height, width
-    train: int  # training images, before the validation split
-    test: int
-    K: int  # the paper's number of clusters for it
-    full: str  # the data set that this one is, or is a sample of
-
-
-DATASETS = {
-    "mnist": Dataset((1, 28, 28), 60_000, 10_000, K=10, full="mnist"),
-    "cifar100": Dataset((3, 32, 32), 50_000, 10_000, K=20, full="cifar100"),
-    "mnist-sample": Dataset((1, 28, 28), 4_000, 1_000, K=10, full="mnist"),
-    "cifar100-sample": Dataset((3, 32, 32), 2_000, 500, K=20, full="cifar100"),
-}
-"""`mnist` and `cifar100` are downloaded; the samples are in the package."""
 
 ESTIMATORS = ("concrete", "marginal", "straight_through", "score_function")
 KL_Y_FORMS = ("relaxed", "categorical")
@@ -55,6 +38,8 @@ PRESETS = {
     "quick": {"epochs": 5, "batch_size": 32, "iw_samples": 10},
 }
 """The paper's scale, one for a laptop's hour, one for a laptop's minute (on a sample)."""
+QUICK_LIMIT = 4_000
+"""Training images of the quick scale, as in MNIST's sample, of a data set that has no sample."""
 
 
 NO_NEUTRAL = object()
@@ -83,10 +68,11 @@ class Experiment:
     Raises ExperimentError, before any work, for a choice that cannot be run.
     """
 
-    dataset: str = choice("mnist", "the images: " + ", ".join(DATASETS), "both")
+    dataset: str = choice("mnist", "the images: " + ", ".join(DATASETS) + ", or the path "
+                         "of your own: a folder or an .npz", "both")
     estimator: str = choice("concrete", "how the ELBO is estimated: " + ", ".join(ESTIMATORS),
                             "`concrete` (eq. 7, 8) against `marginal` (eq. 6)")
-    K: int | None = choice(None, "number of clusters; 10 for MNIST and 20 for CIFAR-100",
+    K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10",
                            "10 and 20")
     z_dim: int = choice(64, "D, the dimension of z", reason="the code of the blog post that the "
                         "paper cites for the model (Shu, 2016) has 64")
@@ -148,7 +134,7 @@ class Experiment:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             self._set(f.name, _typed(f.name, getattr(self, f.name), str(f.type)))
-        one_of("dataset", self.dataset, DATASETS)
+        self._set("dataset", find_dataset(self.dataset))
         one_of("estimator", self.estimator, ESTIMATORS)
         if self.annealing is None:
             self._set("annealing", "none" if self.estimator == "marginal" else "ramp")
@@ -160,7 +146,7 @@ class Experiment:
         if self.K is None:
             self._set("K", facts.K)
         if self.likelihood is None:
-            self._set("likelihood", "bernoulli" if facts.full == "mnist" else "cross_entropy")
+            self._set("likelihood", facts.likelihood)
         one_of("likelihood", self.likelihood, LIKELIHOODS)
         if self.binarisation is None:
             self._set("binarisation", "threshold" if self.likelihood == "bernoulli" else "none")
@@ -235,9 +221,10 @@ class Experiment:
     @property
     def preset(self) -> str:
         """The scale, a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
         for name in PRESETS:
-            model = preset(name, dataset=DATASETS[self.dataset].full)
-            if all(getattr(self, f) == getattr(model, f)
+            scale = {**usual, **_scale(name, DATASETS[self.dataset].full)}
+            if all(getattr(self, f) == scale[f]
                    for f in ("dataset", "train_limit", "epochs", "patience")):
                 return name
         return "custom"
@@ -273,16 +260,25 @@ def filled_in(fields: dict[str, Any]) -> dict[str, Any]:
 def preset(name: str, **choices: Any) -> Experiment:
     """The experiment at a scale of PRESETS, with `choices` on top; None means the preset's.
 
-    `quick` replaces a data set by its embedded sample. Raises ExperimentError.
+    `quick` replaces a data set by its embedded sample, where it has one. Raises ExperimentError.
     """
     one_of("preset", name, PRESETS)
     known_fields(choices)
-    merged = {**PRESETS[name], **{k: v for k, v in choices.items() if v is not None}}
-    dataset = merged.get("dataset", "mnist")
-    one_of("dataset", dataset, DATASETS)
-    if name == "quick" and not dataset.endswith("-sample"):
-        merged["dataset"] = f"{dataset}-sample"
-    return Experiment(**merged)
+    chosen = {k: v for k, v in choices.items() if v is not None}
+    dataset = find_dataset(chosen.pop("dataset", "mnist"))
+    return Experiment(**{**_scale(name, dataset), **chosen})
+
+
+def _scale(name: str, dataset: str) -> dict[str, Any]:
+    """A preset's choices for a data set: `quick` takes its sample, and no limit exceeds its images."""
+    scale = dict(PRESETS[name])
+    if name == "quick":
+        sample = sample_of(dataset)
+        scale |= {"train_limit": None if sample else QUICK_LIMIT}
+        dataset = sample or dataset
+    if (scale.get("train_limit") or 0) >= DATASETS[dataset].train:
+        scale["train_limit"] = None
+    return scale | {"dataset": dataset}
 
 
 def known_fields(choices: dict[str, Any]) -> None:
@@ -298,6 +294,8 @@ def _typed(name: str, value: Any, kind: str) -> Any:
     """`value` as its field's type. Text that is a number counts as one: so `-y` and shells write it."""
     if value is None and "None" in kind:
         return None
+    if name == "dataset" and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if "str" in kind:
         return value if isinstance(value, str) else refuse(name, value, "a name in text")
     number = value

@@ -7,6 +7,7 @@ A record is written once, by a temporary name and a rename, and never overwritte
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -195,9 +196,13 @@ def read_all(results: Path | str | None = None) -> list[Record]:
 
 
 def frame(records: list[Record]) -> pd.DataFrame:
-    """One row a record: its experiment, metrics, seconds and progress but for the curves."""
+    """One row a record: its experiment, metrics, seconds and progress but for the curves.
+
+    A score that a record has none of, as its images have no labels, is NaN.
+    """
     return pd.DataFrame([{
-        "id": r["id"], "preset": r["preset"], **r["experiment"], **r["metrics"],
+        "id": r["id"], "preset": r["preset"], **r["experiment"],
+        **{k: math.nan if v is None else v for k, v in r["metrics"].items()},
         **{f"seconds_{k}": v for k, v in r["seconds"].items()},
         **{"epochs_run" if k == "epochs" else k: v
            for k, v in r["progress"].items() if k != "curves"},

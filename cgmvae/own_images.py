@@ -116,7 +116,8 @@ def keep(found: Found) -> None:
         raise DataError(f"The data folder {path.parent} cannot be written to ({error}). Set "
                         "CGMVAE_DATA to a folder that can be written to.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():  # after a full disk
+            temporary.unlink()
     DATASETS[found.name] = found.facts
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
 
-from cgmvae import checkpoints, data, parallel, records, sweep, training
-from cgmvae.checks import ExperimentError, explained
+from cgmvae import checkpoints, data, own_images, parallel, records, sweep, training
+from cgmvae.checks import ExperimentError, explained, refuse
+from cgmvae.datasets import DATASETS, known
 from cgmvae.devices import COMPILATIONS, PRECISIONS
-from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
+from cgmvae.experiment import PRESETS, Experiment, preset
 from cgmvae.run import run
 
 BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
@@ -49,8 +51,10 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--at-once", type=int, help="runs that share the device (1; 8 on a GPU)")
     many.set_defaults(task=_sweep)
 
-    fetch = commands.add_parser("data", help="download a data set and check it")
-    fetch.add_argument("dataset", help=", ".join(DATASETS))
+    fetch = commands.add_parser("data", help="download a data set, or read your own images, and check")
+    fetch.add_argument("dataset", help=", ".join(DATASETS) + ", or a folder or an .npz of images")
+    fetch.add_argument("--side", type=int, help="of your own images: their height and width")
+    fetch.add_argument("--channels", type=int, help="of your own images: 1, grey, or 3, colour")
     fetch.set_defaults(task=_data)
     return top
 
@@ -67,6 +71,7 @@ def _train(args: argparse.Namespace) -> None:
           f"{record['seconds']['training']:.0f} s of training, "
           f"{progress['images_per_second']:.0f} images/s")
     for name, value in metrics.items():
+        value = "none: no labels" if value is None else value
         print(f"  {name:24} {value:.4f}" if isinstance(value, float) else f"  {name:24} {value}")
     print(f"  in {records.Paths(args.results, experiment).record}")
 
@@ -102,7 +107,16 @@ def _sweep(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    images = data.load(args.dataset)
+    if not known(args.dataset) and os.path.exists(os.path.expanduser(args.dataset)):
+        found = own_images.read_images(args.dataset, args.side, args.channels)
+        own_images.keep(found)
+        print(found)
+        return
+    dataset = own_images.find_dataset(args.dataset)
+    for name in ("side", "channels"):
+        if getattr(args, name) is not None:
+            refuse(name, getattr(args, name), f"left out for {dataset!r}, which has its own")
+    images = data.load(dataset)
     print(f"{args.dataset}: {len(images.train_images)} training and {len(images.test_images)} "
           f"test images, digest {images.digest}")
 

@@ -16,32 +16,15 @@ from typing import Any
 from cgmvae.annealing import SCHEDULES
 from cgmvae.binarisation import BINARISATIONS
 from cgmvae.checks import NO_NEUTRAL, ExperimentError, check, choice, did_you_mean, one_of, refuse
+from cgmvae.datasets import DATASETS, sample_of
 from cgmvae.model import LIKELIHOODS
 from cgmvae.networks import INITIALISATIONS, PADDINGS
 from cgmvae.objectives import ESTIMATORS, KL_Y_FORMS, KL_Z_FORMS
+from cgmvae.own_images import find_dataset
 
 DEFINITION = 1
 """Part of every id. Raised when the meaning of a field changes, so that records never mix."""
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """Facts about a data set that can be checked before it is loaded."""
-
-    images: tuple[int, int, int]  # channels, height, width
-    train: int  # training images, before the validation split
-    test: int
-    K: int  # the paper's number of clusters for it
-    full: str  # the data set that this one is, or is a sample of
-
-
-DATASETS = {
-    "mnist": Dataset((1, 28, 28), 60_000, 10_000, K=10, full="mnist"),
-    "cifar100": Dataset((3, 32, 32), 50_000, 10_000, K=20, full="cifar100"),
-    "mnist-sample": Dataset((1, 28, 28), 4_000, 1_000, K=10, full="mnist"),
-    "cifar100-sample": Dataset((3, 32, 32), 2_000, 500, K=20, full="cifar100"),
-}
-"""`mnist` and `cifar100` are downloaded; the samples are in the package."""
 
 PRESETS = {
     "paper": {},
@@ -51,6 +34,8 @@ PRESETS = {
 }
 """The paper's scale; all images in a quarter of its epochs; one for a laptop's hour; one for a laptop's
 minute (on a sample)."""
+QUICK_LIMIT = 4_000
+"""Training images of the quick scale, as in MNIST's sample, of a data set that has no sample."""
 
 READINGS = {"literal": {"annealing": "ramp", "kl_y_form": "relaxed"},
             "closed": {"annealing": "none", "kl_y_form": "categorical"}}
@@ -68,10 +53,11 @@ class Experiment:
     Raises ExperimentError, before any work, for a choice that cannot be run.
     """
 
-    dataset: str = choice("mnist", "the images", "both", options=DATASETS)
+    dataset: str = choice("mnist", "the images, or the path of your own: a folder or an .npz", "both",
+                          options=DATASETS)
     estimator: str = choice("concrete", "how the ELBO is estimated",
                             "`concrete` (eq. 7, 8) against `marginal` (eq. 6)", options=ESTIMATORS)
-    K: int | None = choice(None, "number of clusters; 10 for MNIST and 20 for CIFAR-100",
+    K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10",
                            "10 and 20", least=1)
     z_dim: int = choice(64, "D, the dimension of z", reason="the code of the blog post that the "
                         "paper cites for the model (Shu, 2016) has 64", least=1)
@@ -134,11 +120,12 @@ class Experiment:
                        least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
+        self._set("dataset", find_dataset(self.dataset))  # a path becomes a name
         kinds = typing.get_type_hints(Experiment)
         for f in dataclasses.fields(self):
             self._set(f.name, check(f, getattr(self, f.name), kinds[f.name]))
         facts, estimator = DATASETS[self.dataset], ESTIMATORS[self.estimator]
-        likelihood = self.likelihood or ("bernoulli" if facts.full == "mnist" else "cross_entropy")
+        likelihood = self.likelihood or facts.likelihood
         binary = LIKELIHOODS[likelihood].binary
         for name, default in (
                 ("K", facts.K), ("tau", 0.3), ("kl_y_form", "relaxed"), ("likelihood", likelihood),
@@ -198,9 +185,10 @@ class Experiment:
     @property
     def preset(self) -> str:
         """The scale, a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
         for name in PRESETS:
-            model = preset(name, dataset=DATASETS[self.dataset].full)
-            if all(getattr(self, f) == getattr(model, f)
+            scale = {**usual, **_scale(name, DATASETS[self.dataset].full)}
+            if all(getattr(self, f) == scale[f]
                    for f in ("dataset", "train_limit", "epochs", "patience")):
                 return name
         return "custom"
@@ -236,16 +224,25 @@ def filled_in(fields: dict[str, Any]) -> dict[str, Any]:
 def preset(name: str, **choices: Any) -> Experiment:
     """The experiment at a scale of PRESETS, with `choices` on top; None means the preset's.
 
-    `quick` replaces a data set by its embedded sample. Raises ExperimentError.
+    `quick` replaces a data set by its embedded sample, where it has one. Raises ExperimentError.
     """
     one_of("preset", name, PRESETS)
     known_fields(choices)
-    merged = {**PRESETS[name], **{k: v for k, v in choices.items() if v is not None}}
-    dataset = merged.get("dataset", "mnist")
-    one_of("dataset", dataset, DATASETS)
-    if name == "quick" and not dataset.endswith("-sample"):
-        merged["dataset"] = f"{dataset}-sample"
-    return Experiment(**merged)
+    chosen = {k: v for k, v in choices.items() if v is not None}
+    dataset = find_dataset(chosen.pop("dataset", "mnist"))
+    return Experiment(**{**_scale(name, dataset), **chosen})
+
+
+def _scale(name: str, dataset: str) -> dict[str, Any]:
+    """A preset's choices for a data set: `quick` takes its sample, and no limit exceeds its images."""
+    scale = dict(PRESETS[name])
+    if name == "quick":
+        sample = sample_of(dataset)
+        scale |= {"train_limit": None if sample else QUICK_LIMIT}
+        dataset = sample or dataset
+    if (scale.get("train_limit") or 0) >= DATASETS[dataset].train:
+        scale["train_limit"] = None
+    return scale | {"dataset": dataset}
 
 
 def known_fields(choices: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from cgmvae import data
 from cgmvae.checks import schema_of
+from cgmvae.datasets import OWN_NAME
 from cgmvae.experiment import NEUTRAL, PRESETS, Experiment, filled_in
 
 Record = dict[str, Any]
@@ -68,6 +69,10 @@ def schema() -> dict[str, Any]:
             "type": "object", "additionalProperties": False,
             "required": [f.name for f in fields if f.name not in NEUTRAL],
             "properties": {f.name: schema_of(f, kinds[f.name]) for f in fields}}}
+    named = whole["properties"]["experiment"]["properties"]["dataset"]
+    whole["properties"]["experiment"]["properties"]["dataset"] = {"anyOf": [
+        named, {"description": "a reader's own images", "type": "string",
+                "pattern": f"^{OWN_NAME.pattern}$"}]}
     return whole
 
 
@@ -112,9 +117,13 @@ def read_all(results: Path | str | None = None) -> list[Record]:
 
 
 def frame(records: list[Record]) -> pd.DataFrame:
-    """One row a record: its experiment, metrics, seconds and progress but for the curves."""
+    """One row a record: its experiment, metrics, seconds and progress but for the curves.
+
+    A score that a record has none of, as its images have no labels, is NaN.
+    """
     return pd.DataFrame([{
-        "id": r["id"], "preset": r["preset"], **r["experiment"], **r["metrics"],
+        "id": r["id"], "preset": r["preset"], **r["experiment"],
+        **{k: math.nan if v is None else v for k, v in r["metrics"].items()},
         "test_information": information(r),
         **{f"seconds_{k}": v for k, v in r["seconds"].items()},
         **{"epochs_run" if k == "epochs" else k: v

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +14,7 @@ from helpers import small
 
 import cgmvae
 from cgmvae import annealing, checkpoints, data, devices, evaluation, experiment, records, training
+from cgmvae.datasets import DATASETS
 from cgmvae.experiment import Experiment
 from cgmvae.records import curves, frame, information, read, read_all, table, write
 from cgmvae.run import run
@@ -88,6 +90,9 @@ def test_the_schema_refuses(record, part, key, value):
 def test_the_schema_knows_every_choice():
     properties = SCHEMA["properties"]["experiment"]["properties"]
     assert list(properties) == [f.name for f in dataclasses.fields(Experiment)]
+    named, own = properties["dataset"]["anyOf"]
+    assert named["enum"][:5] == ["mnist", "cifar100", "mnist-sample", "cifar100-sample", "fashion-mnist"]
+    assert re.fullmatch(own["pattern"], "images-my-photos-0a1b2c3d")
     assert properties["annealing"]["enum"] == ["ramp", "printed", "linear", "none", None]
     assert properties["padding"]["enum"] == ["same", "valid"]
     assert properties["K"]["type"] == ["integer", "null"] and properties["K"]["minimum"] == 1
@@ -128,7 +133,7 @@ def test_a_record_says_what_was_run_and_how_it_went(record):
     environment = record["environment"]
     how = [environment[k] for k in ("device", "precision", "compile")]
     assert how == ["cpu", "float32", "none"]
-    assert environment["data_digest"] == data.DIGESTS["mnist-sample"]
+    assert environment["data_digest"] == DATASETS["mnist-sample"].digest
     assert environment["libraries"]["cgmvae"] == cgmvae.__version__
 
 

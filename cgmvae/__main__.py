@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from cgmvae import checkpoints, data, parallel, records, sweep, training
-from cgmvae.devices import COMPILATIONS, PRECISIONS
+from cgmvae.devices import COMPILATIONS, DEVICES, PRECISIONS, OutOfMemory
 from cgmvae.checks import ExperimentError
 from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
 
 BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
-             FileExistsError)
+             FileExistsError, checkpoints.DiskError, OutOfMemory)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--preset", default="paper", help="scale: " + ", ".join(PRESETS))
     for f in dataclasses.fields(Experiment):
         train.add_argument(f"--{f.name}", help=f.metadata["help"].replace("%", "%%"))
-    train.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    train.add_argument("--device", default="auto", help=DEVICES)
     train.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
     train.add_argument("--compile", default="auto", help=", ".join(COMPILATIONS))
     train.add_argument("--results", help="folder for records and weights")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
                       help="write the median seed's model of each cell to results/checkpoints")
     many.add_argument("--minutes", type=float, default=60 * 24 * 7, help="stop after so many, for all tables together")
     many.add_argument("--out", type=Path, help="results folder to write to")
-    many.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    many.add_argument("--device", default="auto", help=DEVICES)
     many.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
     many.add_argument("--at-once", type=int, help="runs that share the device (1; 8 on a GPU)")
     many.set_defaults(task=_sweep)

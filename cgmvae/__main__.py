@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from cgmvae import checkpoints, data, parallel, records, sweep, training
+from cgmvae import check, checkpoints, data, parallel, records, sweep, training
 from cgmvae.devices import COMPILATIONS, DEVICES, PRECISIONS, OutOfMemory
 from cgmvae.checks import ExperimentError
 from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
@@ -31,6 +31,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--compile", default="auto", help=", ".join(COMPILATIONS))
     train.add_argument("--results", help="folder for records and weights")
     train.set_defaults(task=_train)
+
+    sound = commands.add_parser("check", help="what this machine can do, and whether it does it right")
+    sound.add_argument("--device", default="auto", help=DEVICES)
+    sound.set_defaults(task=_check)
 
     table = commands.add_parser("table", help="print what the records say")
     table.add_argument("--results", help="folder of the records")
@@ -70,6 +74,10 @@ def _train(args: argparse.Namespace) -> None:
     print(f"  in {records.Paths(args.results, experiment).record}")
 
 
+def _check(args: argparse.Namespace) -> int:
+    return 0 if check.check(args.device) else 1
+
+
 def _table(args: argparse.Namespace) -> None:
     table = records.table(records.read_all(args.results))
     if table.empty:
@@ -107,10 +115,10 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0, or 2 with one sentence on stderr for bad input, 130 for Ctrl-C."""
+    """Exit status 0, 1 if `check` finds something wrong, or 2 with one sentence on stderr for bad input, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
     try:
-        args.task(args)
+        return args.task(args) or 0
     except BAD_INPUT as error:
         if parallel.first():
             print(f"cgmvae: {error}", file=sys.stderr)
@@ -118,7 +126,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"cgmvae: stopped. {stop} The same command goes on from there.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -86,15 +86,14 @@ def information(record: Record) -> float:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write a record once. Raises FileExistsError rather than replace a different one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a record once. Raises DiskError, or FileExistsError rather than replace another."""
     if path.exists():
         if read(path)["experiment"] != record["experiment"]:
             raise FileExistsError(f"{path} holds the record of another run; it is left as it is.")
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    with checkpoints.whole_file(path, len(text)) as temporary:
+        temporary.write_text(text)
 
 
 def read(path: Path) -> Record:

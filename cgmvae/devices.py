@@ -80,9 +80,14 @@ def largest_K(experiment: Experiment, device: torch.device) -> int:
     """About how large K can be before a step of the experiment cannot fit."""
     e = experiment
     weights = 512 + 256 + 1 + 2 * e.z_dim  # the three layers whose size is K
-    arrays = e.z_dim + 12 if ESTIMATORS[e.estimator].passes(2) > 1 else 12
+    arrays = e.z_dim + 12 if _all_labels(e) else 12
     a_label = 4 * (6 * weights + e.batch_size * arrays)  # Adam's two moments, gradient, best, copy
     return max(int(free_memory(device) * 0.8) // a_label, 1)
+
+
+def _all_labels(experiment: Experiment) -> bool:
+    """Whether a step works on more than one label."""
+    return ESTIMATORS[experiment.estimator].passes(2) > 1
 
 
 def check_memory(experiment: Experiment, device: torch.device) -> None:
@@ -104,8 +109,8 @@ def memory_told(experiment: Experiment, device: torch.device) -> Iterator[None]:
             raise
         asked = re.search(r"tried to allocate (\d+(?:\.\d+)? ?\w+)", text, re.IGNORECASE)
         lower = f"batch_size ({experiment.batch_size})"
-        if experiment.estimator == "marginal":
-            lower += f", or K ({experiment.K}), as the marginal works on all labels"
+        if _all_labels(experiment):
+            lower += f", or K ({experiment.K}), as it works on all labels"
         raise OutOfMemory(
             f"Memory ran out on {device.type}: {asked[1] if asked else 'more'} was asked for and "
             f"{free_memory(device) / 2**20:.0f} MiB is free; lower {lower}.") from error

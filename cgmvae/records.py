@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from cgmvae import data
+from cgmvae import checkpoints, data
 from cgmvae.checks import schema_of
 from cgmvae.datasets import OWN_NAME
 from cgmvae.experiment import NEUTRAL, PRESETS, Experiment, filled_in

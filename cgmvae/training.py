@@ -200,5 +200,3 @@ class Trainer:
         yield
         seconds = self.progress["seconds"]
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-
-

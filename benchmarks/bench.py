@@ -233,6 +233,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     implementations = ["plain", "pyro", *(f"ours {p}" for p in precisions)]
     environment = machine(device)
     out = {"environment": {**environment, "threads": len(cores)}, "batch_size": BATCH,
+           "decoder_units": preset("paper").decoder_units,
            "budget_seconds": args.budget,
            "gemm": {p: gemm_rate(p, device.type, cores) for p in precisions},
            "cells": [], "wide": [], "sweep": []}

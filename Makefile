@@ -120,7 +120,7 @@ INSTALL = VIRTUAL_ENV="$(CURDIR)/$(1)" $(1)/bin/uv pip install --compile-bytecod
 	$(@D)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-newest: .venv-newest/bin/uv  ## every test with the newest versions that pyproject.toml allows, in an environment of its own
+newest: .venv-newest/bin/uv  ## every test with the newest versions that pyproject.toml allows, apart from .venv
 	VIRTUAL_ENV="$(CURDIR)/.venv-newest" .venv-newest/bin/uv pip install --upgrade -e '.[book,test]'
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -116,6 +117,17 @@ def test_the_makefile_needs_no_more_than_the_make_of_macos():
     gnu_alone = [r"\bsed -[iErz]", r"\bfind\b[^\n]*-(?:printf|regextype)", r"\bstat -c", r"\bdu -[bB]", r"\bsha\d+sum",
                  r"\bmd5sum", r"\breadlink -f", r"\bcp -[aut]\b", r"\bgrep -P", r"\bxargs -[rd]", r"\bsort -V", r"\bnproc\b"]
     assert [pattern for pattern in gnu_alone if re.search(pattern, text)] == []
+
+
+def test_a_python_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    old = tmp_path / "python3.8"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", ".venv/bin/uv", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)
+    assert done.returncode != 0 and not (tmp_path / ".venv").exists()
+    assert done.stderr.startswith(f"The book needs Python 3.11 to 3.15 with venv, and {old} is not that")
 
 
 def test_conda_road_leads_to_the_lock():

@@ -43,13 +43,13 @@ def files(folder: Path, failed: list[str]) -> Iterator[Path]:
         yield from (Path(here, f) for f in sorted(names) if f[0] != ".")
 
 
-def in_folder(folder: Path) -> tuple[list[Source], list[str], int]:
-    """Its images, what could not be looked into, and how many other files there are."""
-    sources, failed, others = [], [], 0
+def in_folder(folder: Path) -> tuple[list[Source], list[str], list[str]]:
+    """Its images, what could not be looked into, and the endings of all other files."""
+    sources, failed, others = [], [], []
     for path in files(folder, failed):
         inside = path.relative_to(folder)
         if path.suffix.lower() not in SUFFIXES:
-            others += 1
+            others.append(path.suffix.lower() or "no ending")
             continue
         label = _text(inside.parts[0]) if len(inside.parts) > 1 else None
         sources.append(Source(str(inside), partial(_open, path), label))

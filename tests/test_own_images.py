@@ -222,13 +222,14 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path, capsys):
     os.mkfifo(folder / "pipe.jpg")
     shutil.copy(folder / "1.png", folder / "once more.png")
     Image.open(folder / "2.png").save(folder / "again.webp", lossless=True)
-    (folder / "notes.txt").write_text("not counted")
+    for other in ("notes.txt", "a.HEIC", "b.heic", "LICENCE"):
+        (folder / other).write_text("not read")
     (folder / ".hidden.png").write_text("not seen")
     (folder / ".thumbnails").mkdir()
     Image.new("L", (30, 30)).save(folder / ".thumbnails" / "a.png")
     found = read_images(folder)
     assert found.facts.train + found.facts.test == 110
-    assert found.duplicates == 2 and found.others == 1
+    assert found.duplicates == 2
     assert sorted(line.split("'")[1] for line in found.left_out) == [
         "cut.png", "empty.png", "gone\\n.png", "other.png", "pipe.jpg", "text.jpg", "thin.png"]
     assert "'thin.png' (5 x 300 pixels: too small)" in found.left_out
@@ -239,17 +240,19 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path, capsys):
                                       f"{found.facts.test} test images, digest {found.facts.digest}")
     assert lines[1:4] == ["  pixels: 32 x 32, colour", "  labels: none", "  duplicates, counted once: 2"]
     assert lines[4].startswith("  left out: 7: 'cut.png' (") and lines[4].endswith("; and 4 more")
-    assert lines[5:] == ["  files of other kinds: 1"]
+    assert lines[5:] == ["  files of other kinds: 4 (.heic, .txt, no ending)"]
 
 
 def test_too_few_images_say_what_was_found(tmp_path, own_cache):
     folder = fill(tmp_path / "a", 99)
     shutil.copy(folder / "1.png", folder / "once more.png")
     (folder / "broken.png").touch()
+    (folder / "a.heic").touch()
     with pytest.raises(DataError) as error:
         Experiment(dataset=folder)
     message = str(error.value)
-    for part in (str(folder), "100 different ones", "left out: 1: 'broken.png'", "duplicates: 1"):
+    for part in (str(folder), "100 different ones", "left out: 1: 'broken.png'", "duplicates: 1",
+                 "files of other kinds: 1 (.heic)."):
         assert part in message, message
     assert "\n" not in message and not own_cache.exists()
     (tmp_path / "none").mkdir()

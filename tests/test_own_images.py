@@ -146,14 +146,14 @@ def test_modes_are_converted(tmp_path):
     clear.save(folder / "clear.png")
     Image.new("RGBA", (20, 20), (0, 0, 255, 128)).save(folder / "half.webp", lossless=True)
     Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(folder / "red.jpg", quality=100)
-    Image.fromarray(np.full((20, 20), 30_000, np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.full((20, 20), 60_000, np.uint16)).save(folder / "deep.png")
     Image.new("P", (20, 20), 0).save(folder / "palette.png")
     Image.new("1", (20, 20), 1).resize((21, 20)).save(folder / "bits.png")
     found = read_images(folder)
     assert found.left_out == []
     colours = only(found)
     assert (255, 255, 255) in colours and found.duplicates == 1  # clear on white, and the bits
-    assert (round(30_000 / 257),) * 3 in colours and (0, 0, 0) in colours
+    assert (round(60_000 / 257),) * 3 in colours and (0, 0, 0) in colours
     assert (127, 127, 255) in colours or (126, 126, 255) in colours
     assert [c for c in colours if c[0] > 200 and c[1] < 60 and c[2] < 60]  # the red, decoded
 

@@ -347,7 +347,7 @@ def test_an_npz_with_its_own_split_keeps_it(last, tmp_path):
     ({"images": np.zeros((9, 8, 8))}, "images are float64"),
     ({"images": np.zeros((9, 8, 8, 5), np.uint8)}, r"images are uint8 \(9, 8, 8, 5\)"),
     ({"images": np.zeros((9, 8, 8), np.uint8), "labels": np.zeros(8)}, "shorter"),
-    ({"images": np.array([{}], dtype=object)}, "allow_pickle")])
+    ({"images": np.array([{}], dtype=object)}, "pickled Python objects, which can run code")])
 def test_an_npz_that_cannot_be_used_says_why(arrays, said, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=f"a.npz was not used, .*{said}") as error:

@@ -69,7 +69,7 @@ NO_NEUTRAL = object()
 def choice(default: Any, help: str, paper: str = "not said", reason: str = "", *,
            options: Collection[str] | None = None, neutral: Any = NO_NEUTRAL,
            least: int | None = None, most: int | None = None,
-           above: float | None = None, below: float | None = None) -> Any:
+           above: float | None = None, below: float | None = None, null: bool = False) -> Any:
     """A field: its explanation, what the paper says of it and, where that leaves a choice, the reason
     for ours; and what is allowed. The shell prints the first, the book all.
 
@@ -78,10 +78,12 @@ def choice(default: Any, help: str, paper: str = "not said", reason: str = "", *
         neutral: of a field that came after the first records: what all earlier runs did. While the
             field has this value it is no part of the id, and a record that lacks the field is read
             as having it.
+        null: whether it can be None in a finished experiment, as where it is not used.
         least, most: bounds of a whole number. above, below: what a number must be strictly between.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "paper": paper, "reason": reason, "options": options, "neutral": neutral,
+        "null": null,
         "bounds": {"least": least, "most": most, "above": above, "below": below}})
 
 
@@ -122,7 +124,7 @@ def typed(name: str, value: Any, kind: Any, bounds: dict[str, Any]) -> Any:
 
 def schema_of(f: dataclasses.Field, kind: Any) -> dict[str, Any]:
     """What a record may hold for a field of this type, as a JSON schema."""
-    optional = type(None) in typing.get_args(kind)
+    optional = f.metadata["null"]
     text = {"description": f.metadata["help"]}
     if f.metadata["options"] is not None:
         return {**text, "enum": [*f.metadata["options"], *([None] if optional else [])]}

@@ -61,12 +61,13 @@ class Experiment:
                            "10 and 20", least=1)
     z_dim: int = choice(64, "D, the dimension of z", reason="the code of the blog post that the "
                         "paper cites for the model (Shu, 2016) has 64", least=1)
-    tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3", above=0)
+    tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3", above=0,
+                                 null=True)
     kl_y_form: str | None = choice(
         None, "the KL(q(y|x)||p(y)) of `concrete`: `relaxed`, the ratio of Concrete densities at "
         "the sample, or `categorical`, the closed form; the other estimators have a discrete y "
         "and always the closed form", "eq. 7 reads `relaxed`; the text can mean either",
-        "the formula is what is printed; chapter 3 compares the two", options=KL_Y_FORMS)
+        "the formula is what is printed; chapter 3 compares the two", options=KL_Y_FORMS, null=True)
     annealing: str | None = choice(
         None, "the weight of KL(q(y|x)||p(y)); `ramp`, but `none` for `marginal`",
         "the text says that it rises, the formula falls; it is in eq. 8, not in eq. 6",
@@ -75,7 +76,7 @@ class Experiment:
     annealing_steps: int | None = choice(None, "time scale of the annealing in steps; 2000",
                                          "2000, without a unit",
                                          "t counts steps: in epochs, 200 at most, the weight would "
-                                         "not pass 0.1", least=1)
+                                         "not pass 0.1", least=1, null=True)
     beta: float = choice(1.0, "weight of the KL of z in the training loss; 1", "1, as eq. 8 has none",
                          neutral=1.0, above=0)
     kl_z_form: str = choice("sampled", "the KL of z: `sampled`, its integrand at the sample of z, or "
@@ -113,7 +114,7 @@ class Experiment:
     validation_fraction: float = choice(0.1, "share of the training images held out",
                                         reason="a common share: it leaves 54,000 images of MNIST "
                                         "and 45,000 of CIFAR-100", above=0, below=1)
-    train_limit: int | None = choice(None, "use only so many training images; None: all", "all")
+    train_limit: int | None = choice(None, "use only so many training images; None: all", "all", null=True)
     iw_samples: int = choice(50, "samples an image in the importance-weighted bound", "no such bound",
                              "a bound on ln p(x), since the value in Table 1 is none", least=1)
     seed: int = choice(0, "of the weights, the split, the order and the noise", "11 runs",

@@ -93,7 +93,7 @@ def load(dataset: str) -> Images:
         else:
             mend = "Delete it and give the path of the images again."
         raise DataError(f"{path} was not used, as it is cut short, altered or unreadable: "
-                        f"{_reason(error)}. {mend}") from error
+                        f"{reason(error)}. {mend}") from error
 
 
 def download(dataset: str) -> None:
@@ -110,7 +110,7 @@ def download(dataset: str) -> None:
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=f".{dataset}-")
     except OSError as error:
         raise DataError(
-            f"The data folder {folder} cannot be written to ({_reason(error)}), so {dataset!r} was "
+            f"The data folder {folder} cannot be written to ({reason(error)}), so {dataset!r} was "
             "not downloaded. Set CGMVAE_DATA to a folder that can be written to.") from error
     with temporary as work:
         try:
@@ -120,7 +120,7 @@ def download(dataset: str) -> None:
             sample = sample_of(dataset)
             instead = (f", or take {sample!r}, which is embedded in the package and needs no network"
                        if sample else "")
-            raise DataError(f"The download of {dataset!r} failed ({_reason(error)}). For the full "
+            raise DataError(f"The download of {dataset!r} failed ({reason(error)}). For the full "
                             f"data, put the file at {path}{instead}.") from error
 
 
@@ -212,7 +212,8 @@ def _checked(dataset: str, arrays: dict[str, np.ndarray]) -> Images:
                   digest=digest)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says, in one short line."""
     if "pickle" in str(error):  # NumPy's own sentence advises to load it all the same
         return "it holds pickled Python objects, which can run code and are never read here"
     return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__

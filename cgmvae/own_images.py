@@ -46,7 +46,7 @@ class Found:
     arrays: dict[str, np.ndarray]  # as in the file of a full data set, see `files`
     left_out: list[str]  # each with its reason
     duplicates: int
-    others: int  # files that are no images by their names
+    others: list[str]  # the endings of files that are none of the three kinds
 
     def __str__(self) -> str:
         facts, (channels, height, width) = self.facts, self.facts.images
@@ -56,7 +56,7 @@ class Found:
             f"{self.name}: {facts.train} training and {facts.test} test images, digest {facts.digest}",
             f"  pixels: {height} x {width}, {kind}", f"  labels: {labels}",
             f"  duplicates, counted once: {self.duplicates}",
-            f"  left out: {_some(self.left_out)}", f"  files of other kinds: {self.others}"))
+            f"  left out: {_some(self.left_out)}", f"  files of other kinds: {_kinds(self.others)}"))
 
 
 def find_dataset(value: str | os.PathLike) -> str:
@@ -150,7 +150,7 @@ def read_images(path: str | os.PathLike, side: int | None = None,
     if place.resolve() in (cache := cache_folder().resolve(), *cache.parents):
         raise DataError(f"The data folder {cache} is in {place}, to which nothing is to be written. "
                         "Set CGMVAE_DATA to another folder.")
-    sources, left_out, others = in_folder(place) if place.is_dir() else (in_npz(place), [], 0)
+    sources, left_out, others = in_folder(place) if place.is_dir() else (in_npz(place), [], [])
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # of odd metadata
         squares = list(tqdm(pool.map(partial(scaled, side=side, channels=channels), sources),
@@ -173,7 +173,8 @@ def read_images(path: str | os.PathLike, side: int | None = None,
         raise DataError(
             f"{place} has {len(parts['train'])} training and {len(parts['test'])} test images, and "
             f"together {LEAST_IMAGES} different ones are the least to learn from; left out: "
-            f"{_some(left_out)}; duplicates: {len(good) - len(chosen)}; files of other kinds: {others}.")
+            f"{_some(left_out)}; duplicates: {len(good) - len(chosen)}; files of other kinds: "
+            f"{_kinds(others)}.")
     return _found(place, parts, pixels.shape, classes, left_out=left_out,
                   duplicates=len(good) - len(chosen), others=others)
 
@@ -201,3 +202,8 @@ def _some(items: list[str]) -> str:
     """How many, and the first three."""
     more = f"; and {len(items) - 3} more" if len(items) > 3 else ""
     return f"{len(items)}" + (f": {'; '.join(items[:3])}{more}" if items else "")
+
+
+def _kinds(endings: list[str]) -> str:
+    """How many, and which endings: who has .heic files learns why they are not there."""
+    return f"{len(endings)}" + (f" ({', '.join(sorted(set(endings))[:5])})" if endings else "")

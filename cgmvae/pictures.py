@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cgmvae.datasets import DataError
+from cgmvae.files import reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the file's name says, nothing else is decoded
@@ -43,13 +44,13 @@ def files(folder: Path, failed: list[str]) -> Iterator[Path]:
         yield from (Path(here, f) for f in sorted(names) if f[0] != ".")
 
 
-def in_folder(folder: Path) -> tuple[list[Source], list[str], int]:
-    """Its images, what could not be looked into, and how many other files there are."""
-    sources, failed, others = [], [], 0
+def in_folder(folder: Path) -> tuple[list[Source], list[str], list[str]]:
+    """Its images, what could not be looked into, and the endings of all other files."""
+    sources, failed, others = [], [], []
     for path in files(folder, failed):
         inside = path.relative_to(folder)
         if path.suffix.lower() not in SUFFIXES:
-            others += 1
+            others.append(path.suffix.lower() or "no ending")
             continue
         label = _text(inside.parts[0]) if len(inside.parts) > 1 else None
         sources.append(Source(str(inside), partial(_open, path), label))
@@ -79,7 +80,7 @@ def in_npz(path: Path) -> list[Source]:
                 sources.append(Source(f"{part}images[{k}]", partial(Image.fromarray, image), label,
                                       part.rstrip("_") or None))
     except Exception as error:  # damage shows as almost any exception of zipfile or NumPy
-        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or repr(error)
+        why = f"it lacks {error}" if isinstance(error, KeyError) else reason(error)
         raise DataError(f"{path} was not used, as it is neither a folder nor an .npz of images: {why}."
                         ) from error
     return sources
@@ -113,7 +114,7 @@ def scaled(source: Source, side: int | None, channels: int | None):
     except UnidentifiedImageError:
         return "no PNG, JPEG or WebP"
     except Exception as error:  # a damaged file can raise almost anything in Pillow
-        return str(error) or repr(error)
+        return reason(error)
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -146,14 +146,14 @@ def test_modes_are_converted(tmp_path):
     clear.save(folder / "clear.png")
     Image.new("RGBA", (20, 20), (0, 0, 255, 128)).save(folder / "half.webp", lossless=True)
     Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(folder / "red.jpg", quality=100)
-    Image.fromarray(np.full((20, 20), 30_000, np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.full((20, 20), 60_000, np.uint16)).save(folder / "deep.png")
     Image.new("P", (20, 20), 0).save(folder / "palette.png")
     Image.new("1", (20, 20), 1).resize((21, 20)).save(folder / "bits.png")
     found = read_images(folder)
     assert found.left_out == []
     colours = only(found)
     assert (255, 255, 255) in colours and found.duplicates == 1  # clear on white, and the bits
-    assert (round(30_000 / 257),) * 3 in colours and (0, 0, 0) in colours
+    assert (round(60_000 / 257),) * 3 in colours and (0, 0, 0) in colours
     assert (127, 127, 255) in colours or (126, 126, 255) in colours
     assert [c for c in colours if c[0] > 200 and c[1] < 60 and c[2] < 60]  # the red, decoded
 
@@ -222,13 +222,14 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path, capsys):
     os.mkfifo(folder / "pipe.jpg")
     shutil.copy(folder / "1.png", folder / "once more.png")
     Image.open(folder / "2.png").save(folder / "again.webp", lossless=True)
-    (folder / "notes.txt").write_text("not counted")
+    for other in ("notes.txt", "a.HEIC", "b.heic", "LICENCE"):
+        (folder / other).write_text("not read")
     (folder / ".hidden.png").write_text("not seen")
     (folder / ".thumbnails").mkdir()
     Image.new("L", (30, 30)).save(folder / ".thumbnails" / "a.png")
     found = read_images(folder)
     assert found.facts.train + found.facts.test == 110
-    assert found.duplicates == 2 and found.others == 1
+    assert found.duplicates == 2
     assert sorted(line.split("'")[1] for line in found.left_out) == [
         "cut.png", "empty.png", "gone\\n.png", "other.png", "pipe.jpg", "text.jpg", "thin.png"]
     assert "'thin.png' (5 x 300 pixels: too small)" in found.left_out
@@ -239,17 +240,19 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path, capsys):
                                       f"{found.facts.test} test images, digest {found.facts.digest}")
     assert lines[1:4] == ["  pixels: 32 x 32, colour", "  labels: none", "  duplicates, counted once: 2"]
     assert lines[4].startswith("  left out: 7: 'cut.png' (") and lines[4].endswith("; and 4 more")
-    assert lines[5:] == ["  files of other kinds: 1"]
+    assert lines[5:] == ["  files of other kinds: 4 (.heic, .txt, no ending)"]
 
 
 def test_too_few_images_say_what_was_found(tmp_path, own_cache):
     folder = fill(tmp_path / "a", 99)
     shutil.copy(folder / "1.png", folder / "once more.png")
     (folder / "broken.png").touch()
+    (folder / "a.heic").touch()
     with pytest.raises(DataError) as error:
         Experiment(dataset=folder)
     message = str(error.value)
-    for part in (str(folder), "100 different ones", "left out: 1: 'broken.png'", "duplicates: 1"):
+    for part in (str(folder), "100 different ones", "left out: 1: 'broken.png'", "duplicates: 1",
+                 "files of other kinds: 1 (.heic)."):
         assert part in message, message
     assert "\n" not in message and not own_cache.exists()
     (tmp_path / "none").mkdir()
@@ -344,7 +347,7 @@ def test_an_npz_with_its_own_split_keeps_it(last, tmp_path):
     ({"images": np.zeros((9, 8, 8))}, "images are float64"),
     ({"images": np.zeros((9, 8, 8, 5), np.uint8)}, r"images are uint8 \(9, 8, 8, 5\)"),
     ({"images": np.zeros((9, 8, 8), np.uint8), "labels": np.zeros(8)}, "shorter"),
-    ({"images": np.array([{}], dtype=object)}, "allow_pickle")])
+    ({"images": np.array([{}], dtype=object)}, "pickled Python objects, which can run code")])
 def test_an_npz_that_cannot_be_used_says_why(arrays, said, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=f"a.npz was not used, .*{said}") as error:

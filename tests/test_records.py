@@ -93,9 +93,10 @@ def test_the_schema_knows_every_choice():
     named, own = properties["dataset"]["anyOf"]
     assert named["enum"][:5] == ["mnist", "cifar100", "mnist-sample", "cifar100-sample", "fashion-mnist"]
     assert re.fullmatch(own["pattern"], "images-my-photos-0a1b2c3d")
-    assert properties["annealing"]["enum"] == ["ramp", "printed", "linear", "none", None]
+    assert properties["annealing"]["enum"] == ["ramp", "printed", "linear", "none"]
     assert properties["padding"]["enum"] == ["same", "valid"]
-    assert properties["K"]["type"] == ["integer", "null"] and properties["K"]["minimum"] == 1
+    assert properties["K"]["type"] == "integer" and properties["K"]["minimum"] == 1
+    assert properties["tau"]["type"] == ["number", "null"] and properties["kl_y_form"]["enum"][-1] is None
     assert properties["validation_fraction"]["exclusiveMaximum"] == 1
 
 

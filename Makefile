@@ -5,8 +5,8 @@ BIN := .venv/bin
 UV := VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv
 
 # The first interpreter on the path that the book runs on. Another: make book PYTHON=/path/to/python
-FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 15))
+PYTHON ?= $(or $(shell for p in python3 python3.15 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done),python3)
 
 # The book and the tests run at the quick scale, without progress bars. With MPLBACKEND set, the
@@ -16,7 +16,8 @@ export TQDM_DISABLE := 1
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help fresh book test browser pdf slides student times bench table1 small lock clean distclean
+.PHONY: help fresh book test browser pdf links slides student times bench workflow table1 small half \
+	newest address lock clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,11 +44,15 @@ test: .venv/done  ## run every test: the package, every chapter, papermill, the 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # Both need a Chromium on the path.
-browser: book  ## read the built book in a headless Chromium and report what is wrong
+browser: book .venv/browser  ## read the built book in a headless Chromium and report what is wrong
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser --numprocesses=0 -rs
 
-pdf: book  ## print the built book as a PDF with headless Chromium
+pdf: book .venv/browser  ## print the built book as a PDF with headless Chromium
 	$(BIN)/python tools/make_pdf.py
+
+# Needs a network: the one target that asks other machines.
+links: book  ## ask for every address outside that the book names, and report those that are gone
+	$(BIN)/jupyter-book build . --builder linkcheck
 
 # For a class. The student copies go to build/, which no other target clears.
 slides: fresh  ## the 90-minute lecture as slides that need no network: _build/slides
@@ -65,37 +70,72 @@ bench: .venv/done  ## time a step beside plain PyTorch and Pyro; saves results/b
 # One job a run, through papermill, as many at a time as there are cores (JOBS=n for another number).
 # A killed call goes on where it was when it is given again.
 JOBS ?= all
-SWEEP = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(JOBS) --rerun-incomplete --keep-going
+SWEEP = .venv-workflow/bin/snakemake --snakefile workflow/Snakefile --cores $(JOBS) --rerun-incomplete \
+	--keep-going --config python=$(BIN)/python
 
-table1: .venv/done  ## run what is missing of Table 1, at the paper's scale: wants a GPU
-	$(SWEEP) --config table=table1
+workflow: .venv-workflow/done  ## set Snakemake up, in an environment of its own
 
-small: .venv/done  ## the same on 20,000 training images: under an hour on two cores
-	$(SWEEP) --config table=small
+table1: workflow .venv/done  ## run what is missing of Table 1, at the paper's scale: wants a GPU
+	$(SWEEP) table=table1
 
-# The environment: the interpreter's own venv, a pinned uv inside it, and the lock. Done once, and
-# again when the lock or pyproject.toml changes. uv does not read pip's settings: where only pip
-# knows the index, pip does the same, slower.
-.venv/done: requirements.lock pyproject.toml $(BIN)/uv
-	$(UV) pip install --compile-bytecode --require-hashes -r requirements.lock \
-		|| $(BIN)/python -m pip install --require-hashes -r requirements.lock
+small: workflow .venv/done  ## the same on 20,000 training images: under an hour on two cores
+	$(SWEEP) table=small
+
+half: workflow .venv/done  ## the same on all images, at most 50 epochs: about an hour of a core a run
+	$(SWEEP) table=half
+
+# The environments: an interpreter's own venv, a pinned uv inside it, and a lock. Each is made once,
+# and again when its lock changes. uv does not read pip's settings: where only pip knows the index,
+# pip does the same, slower.
+INSTALL = VIRTUAL_ENV="$(CURDIR)/$(1)" $(1)/bin/uv pip install --compile-bytecode --require-hashes -r $(2) \
+	|| $(1)/bin/python -m pip install --require-hashes -r $(2)
+
+.venv/done: requirements.lock pyproject.toml .venv/bin/uv
+	$(call INSTALL,.venv,requirements.lock)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(BIN)/uv:
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info; (3, 11) <= v[:2] <= (3, 13) or sys.exit( \
-		"The book needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another " \
-		"with PYTHON=/path/to/python3.12." % v[:2])'
-	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+.venv/browser: requirements-browser.lock .venv/done
+	$(call INSTALL,.venv,requirements-browser.lock)
 	@touch $@
 
-lock: $(BIN)/uv  ## write requirements.lock anew from pyproject.toml (keeps pins that still fit)
-	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra book --extra test pyproject.toml -o requirements.lock
+.venv-workflow/done: requirements-workflow.lock .venv-workflow/bin/uv
+	$(call INSTALL,.venv-workflow,requirements-workflow.lock)
+	@touch $@
+
+# Where no interpreter fits and none was named, a uv of any other python3 fetches one. That uv comes
+# into a folder, which takes pip, or into a venv, which takes venv: an old python3 may have either.
+.venv/bin/uv .venv-workflow/bin/uv .venv-newest/bin/uv:
+	@venv=$(@:/bin/uv=); \
+	if "$(PYTHON)" -c '$(FITS)' 2>/dev/null; then \
+		"$(PYTHON)" -m venv $$venv; \
+	elif test "$(origin PYTHON)" = file && { \
+		test -x .venv-uv/bin/uv \
+		|| python3 -m pip install --quiet --target .venv-uv uv==$(UV_VERSION) 2>/dev/null \
+		|| { python3 -m venv .venv-uv && .venv-uv/bin/python -m pip install --quiet uv==$(UV_VERSION); }; \
+	} 2>/dev/null && .venv-uv/bin/uv venv --seed --clear --python 3.13 $$venv; then :; else \
+		echo "The book needs Python 3.11 to 3.15 with venv, and $(PYTHON) is not that: name another" \
+			"with PYTHON=/path/to/python3.13, or install one." >&2; exit 1; \
+	fi
+	$(@D)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+newest: .venv-newest/bin/uv  ## every test with the newest versions that pyproject.toml allows, in an environment of its own
+	VIRTUAL_ENV="$(CURDIR)/.venv-newest" .venv-newest/bin/uv pip install --upgrade -e '.[book,test]'
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest
+
+address: .venv/done  ## write the book's address, `repository: url` of _config.yml, into what must hold a copy
+	$(BIN)/python tools/address.py
+
+LOCK = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+
+lock: .venv/bin/uv  ## write the locks anew from pyproject.toml (keeps pins that still fit)
+	$(LOCK) --extra book --extra test pyproject.toml -o requirements.lock
+	$(LOCK) --group browser --constraint requirements.lock -o requirements-browser.lock
+	$(LOCK) --group workflow -o requirements-workflow.lock
 
 clean:  ## remove the built book and what the tests leave
 	rm -rf _build .pytest_cache
 
-distclean: clean  ## remove the environment too, so that the next call makes a new one
-	rm -rf .venv *.egg-info
+distclean: clean  ## remove the environments too, so that the next call makes new ones
+	rm -rf .venv .venv-* *.egg-info

@@ -1,8 +1,8 @@
 """What a page says of itself to search engines and in shared links, and how it does with less.
 
 A page's description is the `description` of the `html_meta` in its front matter (a notebook's is in
-its metadata). This repeats it with the page's title, its address and the book's card, in the
-properties that https://ogp.me names.
+its metadata). This repeats it with the page's title, and, where the book has an address, the page's
+own and the book's card, in the properties that https://ogp.me names.
 """
 
 import re
@@ -17,12 +17,13 @@ def describe(app, pagename, templatename, context, doctree):
     description = next((m["content"] for m in found if m.get("name") == "description"), None)
     if not description:
         return
-    site = app.config.html_baseurl
     title = unescape(re.sub("<[^>]+>", "", context["title"]))
     tags = {"og:type": "article", "og:site_name": app.config.html_title, "og:title": title,
-            "og:description": description, "og:url": f"{site}{pagename}.html",
-            "og:image": f"{site}_static/card.png", "og:image:width": "1200", "og:image:height": "630",
-            "og:image:alt": "Concrete GMVAE: clustering with a VAE in a time that hardly grows with K"}
+            "og:description": description}
+    if site := app.config.html_baseurl:  # without one there is no address to give
+        tags |= {"og:url": f"{site}{pagename}.html", "og:image": f"{site}_static/card.png",
+                 "og:image:width": "1200", "og:image:height": "630",
+                 "og:image:alt": "Concrete GMVAE: clustering with a VAE in a time that hardly grows with K"}
     context["metatags"] += "".join(f'<meta property="{name}" content="{escape(text)}" />\n'
                                    for name, text in tags.items())
     context["metatags"] += '<meta name="twitter:card" content="summary_large_image" />\n'

@@ -28,6 +28,7 @@ from torch.utils.benchmark import Timer
 from cgmvae import data, devices, figures, records, training
 from cgmvae.costs import count
 from cgmvae.experiment import Experiment, preset
+from cgmvae.run import machine
 
 CELLS = [("mnist", "concrete", 10), ("cifar100", "concrete", 20),
          ("mnist", "marginal", 10), ("cifar100", "marginal", 20)]
@@ -230,7 +231,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     precisions = ["float32", *(["tf32"] if device.type == "cuda" else []),
                   *(["bf16"] if has_bf16(device) else [])]
     implementations = ["plain", "pyro", *(f"ours {p}" for p in precisions)]
-    environment = records.environment(device, "see cells", "auto", "random pixels")
+    environment = machine(device)
     out = {"environment": {**environment, "threads": len(cores)}, "batch_size": BATCH,
            "budget_seconds": args.budget,
            "gemm": {p: gemm_rate(p, device.type, cores) for p in precisions},

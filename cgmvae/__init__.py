@@ -1,13 +1,14 @@
 """Concrete GMVAE: a Gaussian-mixture VAE trained in a time that hardly grows with K.
 
-The modules, in the order in which data flows through them: experiment, data, networks, relaxation,
-model, objectives, annealing, devices, checkpoints, training, evaluation, records, figures. A
-finished run is `run(Experiment(...))`; everything else is what that calls.
+The modules, in the order in which data flows through them: datasets, files, pictures, own_images,
+binarisation, networks, relaxation, model, objectives, annealing, experiment, data, devices,
+checkpoints, evaluation, training, records, run, figures. A finished run is `run(Experiment(...))`;
+everything else is what that calls.
 """
 
 from cgmvae.checks import ExperimentError
 from cgmvae.experiment import Experiment, preset
-from cgmvae.records import run
+from cgmvae.run import run
 
 __version__ = "0.1.0"
 __all__ = ["Experiment", "ExperimentError", "preset", "run", "__version__"]

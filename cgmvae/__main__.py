@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
 
-from cgmvae import checkpoints, data, parallel, records, sweep, training
-from cgmvae.devices import COMPILATIONS, PRECISIONS
-from cgmvae.checks import ExperimentError
-from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
+from cgmvae import check, checkpoints, data, own_images, parallel, records, sweep, training
+from cgmvae.checks import ExperimentError, explained, refuse
+from cgmvae.datasets import DATASETS, known
+from cgmvae.devices import COMPILATIONS, DEVICES, PRECISIONS, OutOfMemory
+from cgmvae.experiment import PRESETS, Experiment, preset
+from cgmvae.run import run
 
 BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
-             FileExistsError)
+             FileExistsError, checkpoints.DiskError, OutOfMemory)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,12 +28,16 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="run one experiment and record it")
     train.add_argument("--preset", default="paper", help="scale: " + ", ".join(PRESETS))
     for f in dataclasses.fields(Experiment):
-        train.add_argument(f"--{f.name}", help=f.metadata["help"].replace("%", "%%"))
-    train.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+        train.add_argument(f"--{f.name}", help=explained(f).replace("%", "%%"))
+    train.add_argument("--device", default="auto", help=DEVICES)
     train.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
     train.add_argument("--compile", default="auto", help=", ".join(COMPILATIONS))
     train.add_argument("--results", help="folder for records and weights")
     train.set_defaults(task=_train)
+
+    sound = commands.add_parser("check", help="what this machine can do, and whether it does it right")
+    sound.add_argument("--device", default="auto", help=DEVICES)
+    sound.set_defaults(task=_check)
 
     table = commands.add_parser("table", help="print what the records say")
     table.add_argument("--results", help="folder of the records")
@@ -43,13 +50,15 @@ def parser() -> argparse.ArgumentParser:
                       help="write the median seed's model of each cell to results/checkpoints")
     many.add_argument("--minutes", type=float, default=60 * 24 * 7, help="stop after so many, for all tables together")
     many.add_argument("--out", type=Path, help="results folder to write to")
-    many.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    many.add_argument("--device", default="auto", help=DEVICES)
     many.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
     many.add_argument("--at-once", type=int, help="runs that share the device (1; 8 on a GPU)")
     many.set_defaults(task=_sweep)
 
-    fetch = commands.add_parser("data", help="download a data set and check it")
-    fetch.add_argument("dataset", help=", ".join(DATASETS))
+    fetch = commands.add_parser("data", help="download a data set, or read your own images, and check")
+    fetch.add_argument("dataset", help=", ".join(DATASETS) + ", or a folder or an .npz of images")
+    fetch.add_argument("--side", type=int, help="of your own images: their height and width")
+    fetch.add_argument("--channels", type=int, help="of your own images: 1, grey, or 3, colour")
     fetch.set_defaults(task=_data)
     return top
 
@@ -57,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace) -> None:
     choices = {f.name: getattr(args, f.name) for f in dataclasses.fields(Experiment)}
     experiment = preset(args.preset, **choices)
-    record = records.run(experiment, device=args.device, precision=args.precision,
+    record = run(experiment, device=args.device, precision=args.precision,
                          compile=args.compile, results=args.results)
     if not parallel.first():
         return
@@ -66,8 +75,13 @@ def _train(args: argparse.Namespace) -> None:
           f"{record['seconds']['training']:.0f} s of training, "
           f"{progress['images_per_second']:.0f} images/s")
     for name, value in metrics.items():
+        value = "none: no labels" if value is None else value
         print(f"  {name:24} {value:.4f}" if isinstance(value, float) else f"  {name:24} {value}")
     print(f"  in {records.Paths(args.results, experiment).record}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    return 0 if check.check(args.device) else 1
 
 
 def _table(args: argparse.Namespace) -> None:
@@ -101,16 +115,25 @@ def _sweep(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    images = data.load(args.dataset)
+    if not known(args.dataset) and os.path.exists(os.path.expanduser(args.dataset)):
+        found = own_images.read_images(args.dataset, args.side, args.channels)
+        own_images.keep(found)
+        print(found)
+        return
+    dataset = own_images.find_dataset(args.dataset)
+    for name in ("side", "channels"):
+        if getattr(args, name) is not None:
+            refuse(name, getattr(args, name), f"left out for {dataset!r}, which has its own")
+    images = data.load(dataset)
     print(f"{args.dataset}: {len(images.train_images)} training and {len(images.test_images)} "
           f"test images, digest {images.digest}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0, or 2 with one sentence on stderr for bad input, 130 for Ctrl-C."""
+    """Exit status 0, 1 if `check` finds something wrong, or 2 with one sentence on stderr for bad input, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
     try:
-        args.task(args)
+        return args.task(args) or 0
     except BAD_INPUT as error:
         if parallel.first():
             print(f"cgmvae: {error}", file=sys.stderr)
@@ -118,7 +141,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"cgmvae: stopped. {stop} The same command goes on from there.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ The tensors are the state of a `Trainer`; the text header holds the experiment a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cgmvae.devices import keep_threads
 from cgmvae.experiment import Experiment, filled_in
 
 if TYPE_CHECKING:
@@ -27,6 +31,10 @@ RUN, WEIGHTS = "cgmvae checkpoint 1", "cgmvae weights 1"
 
 class CheckpointError(RuntimeError):
     """A file that is no checkpoint, or that of another run. The message says which and what to do."""
+
+
+class DiskError(OSError):
+    """A file that could not be written. The message says which, why, and how much must be free."""
 
 
 def tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -58,12 +66,12 @@ class Writer:
         self.pending: Future | None = None
 
     def save(self, trainer: Trainer, path: Path) -> None:
-        """Copy the state now, write it soon. Raises what the last write raised."""
+        """Copy the state now, write it soon. Raises DiskError if the last write failed."""
         self.wait()
         progress = {k: v for k, v in trainer.progress.items() if k != "now"}
         header = {"format": RUN, "experiment": json.dumps(trainer.experiment.as_dict()),
                   "progress": json.dumps(progress), "device": trainer.device.type,
-                  "precision": trainer.precision}
+                  "precision": trainer.precision, "threads": str(torch.get_num_threads())}
         copies = {k: v.detach().clone(memory_format=torch.contiguous_format)
                   for k, v in tensors(trainer).items()}
         if trainer.device.type == "cuda":  # the thread reads on another stream
@@ -71,18 +79,42 @@ class Writer:
         self.pending = self.thread.submit(write, copies, header, path)
 
     def wait(self) -> None:
-        """Return when nothing is left to write. Raises what the last write raised."""
+        """Return when nothing is left to write. Raises DiskError if the last write failed."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
 
 
 def write(state: dict[str, Tensor], header: dict[str, str], path: Path) -> None:
-    """Write by a temporary name and rename: whoever is killed leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write tensors and a text header. Raises DiskError."""
+    state = {k: v.cpu() for k, v in state.items()}
+    with whole_file(path, sum(v.nbytes for v in state.values())) as temporary:
+        save_file(state, temporary, metadata=header)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, size: int) -> Iterator[Path]:
+    """A temporary name to write to, renamed to `path` in the end: whoever is killed leaves the old
+    file or the new one. `size` is about how many bytes there are to write.
+
+    Raises DiskError if they cannot be written; the part that was is removed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.cpu() for k, v in state.items()}, temporary, metadata=header)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        try:
+            free = f"{shutil.disk_usage(path.parent).free:,}"
+        except OSError:
+            free = "no"
+        raise DiskError(
+            f"{path} could not be written ({error}): it takes about {size:,} bytes, and "
+            f"{free} bytes are free in {path.parent}. Free what is lacking there, or choose another "
+            "folder; what was written before is whole, and the same run goes on from it.") from error
 
 
 def header(path: Path, kind: str) -> dict[str, str]:
@@ -123,6 +155,8 @@ def load(trainer: Trainer, path: Path) -> None:
         raise CheckpointError(f"{path} lacks a part of the run. Move it away to start it anew.")
     restore(trainer, saved)
     trainer.progress = json.loads(text["progress"])
+    if "threads" in text:  # so that the run ends, to the last bit, as if it had not been interrupted
+        keep_threads(int(text["threads"]))
 
 
 def save_weights(model: torch.nn.Module, experiment: Experiment, path: Path,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cgmvae.experiment import Experiment
 from cgmvae.model import HEAD_UNITS
 from cgmvae.networks import FILTERS, KERNEL, UNITS, feature_map
+from cgmvae.objectives import ESTIMATORS
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Cost:
     K_sized: float  # of these, in the layers whose size is K: all that grows in a Concrete step
 
     def of(self, estimator: str, K: int) -> float:
-        """Operations an image: `marginal` does `per_label` K times, the other estimators once."""
-        return self.shared + self.per_label * (K if estimator == "marginal" else 1)
+        """Operations an image: `per_label` as often as the estimator passes through the decoder."""
+        return self.shared + self.per_label * ESTIMATORS[estimator].passes(K)
 
 
 def count(experiment: Experiment) -> Cost:
@@ -46,12 +47,12 @@ def count(experiment: Experiment) -> Cost:
     q_y = UNITS * wide + wide * narrow + narrow * e.K
     shared = 2 * conv1 + 3 * (encoder + q_y + UNITS * wide)
     # A label is looked up: its row of the K-sized layers costs no products.
-    one_hot = e.estimator == "marginal"
-    rows = 0 if one_hot else e.K * wide + e.K * 2 * e.z_dim
+    rows = 0 if not ESTIMATORS[e.estimator].relaxed else e.K * wide + e.K * 2 * e.z_dim
     q_z = wide * narrow + narrow * 2 * e.z_dim
     map_area = map_height * map_width
     middle = 4 * map_area if e.padding == "same" else (2 * map_height + 4) * (2 * map_width + 4)
-    decoder = (e.z_dim * e.decoder_units + e.decoder_units * flat
+    full = e.z_dim * e.decoder_units + e.decoder_units * flat if e.decoder_units else e.z_dim * flat
+    decoder = (full
                + map_area * FILTERS[1] * FILTERS[0] * taps
                + middle * FILTERS[0] * channels * taps)
     per_label = 3 * (rows + q_z + decoder)

@@ -80,7 +80,7 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     """Every number that a record holds of the test set; nats are means over its images.
 
     Returns:
-        A number for each of these names.
+        A number for each of these names, or None where there can be none.
 
         - `test_log_px`: E_q[ln p(x|y, z)], with y the one-hot argmax of q(y|x) and one sample of z:
           the number of Table 1. nats.
@@ -95,7 +95,7 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
         - `test_clusters_used`: labels that get at least one in a thousand images.
         - `test_cluster_perplexity`: exp of the entropy of the mean of q(y|x), between 1 and K.
         - `test_acc`, `test_nmi`, `test_ari`: the argmax labels against the digits, or the
-          superclasses of CIFAR-100 (see `cluster_scores`).
+          superclasses of CIFAR-100 (see `cluster_scores`); None for images without labels.
     """
     noise, weights = (Generator(splits.test.values.device).manual_seed(
         derived_seed(experiment.seed, use)) for use in ("test", "importance weights"))
@@ -104,12 +104,13 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     known = information(q_y)
     q_y = q_y.mean(0)
     shares = np.bincount(labels, minlength=model.K) / len(labels)
+    scores = (dict.fromkeys(("acc", "nmi", "ari")) if splits.test_groups is None
+              else cluster_scores(labels, splits.test_groups.numpy()))
     return {**means, "iw_samples": experiment.iw_samples,
             "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
             "test_clusters_used": int((shares >= IN_USE).sum()),
             "test_cluster_perplexity": float(torch.exp(-torch.xlogy(q_y, q_y).sum())),
-            **{f"test_{k}": v for k, v in
-               cluster_scores(labels, splits.test_groups.numpy()).items()}}
+            **{f"test_{k}": v for k, v in scores.items()}}
 
 
 def _sums(model: GMVAE, pixels: Pixels, samples: int, noise: Generator,

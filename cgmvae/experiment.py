@@ -9,44 +9,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import typing
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
-from cgmvae.checks import ExperimentError, at_least, did_you_mean, one_of, refuse
+from cgmvae.annealing import SCHEDULES
+from cgmvae.binarisation import BINARISATIONS
+from cgmvae.checks import NO_NEUTRAL, ExperimentError, check, choice, did_you_mean, one_of, refuse
+from cgmvae.datasets import DATASETS, sample_of
+from cgmvae.model import LIKELIHOODS
+from cgmvae.networks import INITIALISATIONS, PADDINGS
+from cgmvae.objectives import ESTIMATORS, KL_Y_FORMS, KL_Z_FORMS
+from cgmvae.own_images import find_dataset
 
 DEFINITION = 1
 """Part of every id. Raised when the meaning of a field changes, so that records never mix."""
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """Facts about a data set that can be checked before it is loaded."""
-
-    images: tuple[int, int, int]  # channels, height, width
-    train: int  # training images, before the validation split
-    test: int
-    K: int  # the paper's number of clusters for it
-    full: str  # the data set that this one is, or is a sample of
-
-
-DATASETS = {
-    "mnist": Dataset((1, 28, 28), 60_000, 10_000, K=10, full="mnist"),
-    "cifar100": Dataset((3, 32, 32), 50_000, 10_000, K=20, full="cifar100"),
-    "mnist-sample": Dataset((1, 28, 28), 4_000, 1_000, K=10, full="mnist"),
-    "cifar100-sample": Dataset((3, 32, 32), 2_000, 500, K=20, full="cifar100"),
-}
-"""`mnist` and `cifar100` are downloaded; the samples are in the package."""
-
-ESTIMATORS = ("concrete", "marginal", "straight_through", "score_function")
-KL_Y_FORMS = ("relaxed", "categorical")
-SCHEDULES = ("ramp", "printed", "linear", "none")
-LIKELIHOODS = ("bernoulli", "cross_entropy", "gaussian")
-BINARISATIONS = ("threshold", "static", "dynamic", "none")
-PADDINGS = ("same", "valid")
-INITIALISATIONS = ("torch", "glorot", "he")
-KL_Z_FORMS = ("sampled", "closed")
 
 PRESETS = {
     "paper": {},
@@ -54,22 +32,14 @@ PRESETS = {
     "small": {"train_limit": 20_000, "epochs": 20},
     "quick": {"epochs": 5, "batch_size": 32, "iw_samples": 10},
 }
-"""The paper's scale, one for a laptop's hour, one for a laptop's minute (on a sample)."""
+"""The paper's scale; all images in a quarter of its epochs; one for a laptop's hour; one for a laptop's
+minute (on a sample)."""
+QUICK_LIMIT = 4_000
+"""Training images of the quick scale, as in MNIST's sample, of a data set that has no sample."""
 
-
-NO_NEUTRAL = object()
-
-
-def choice(default: Any, help: str, paper: str = "not said", reason: str = "",
-           neutral: Any = NO_NEUTRAL) -> Any:
-    """A field with its explanation, what the paper says of it and, where that leaves a choice, the
-    reason for ours. The shell prints the first; the book prints all.
-
-    A field that came after the first records has a `neutral` value: what all earlier runs did. While
-    it has that value it is no part of the id, and a record without the field is read as having it.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "paper": paper,
-                                                        "reason": reason, "neutral": neutral})
+READINGS = {"literal": {"annealing": "ramp", "kl_y_form": "relaxed"},
+            "closed": {"annealing": "none", "kl_y_form": "categorical"}}
+"""Of the Concrete GMVAE: eq. 8 to the letter, and KL(q(y|x)||p(y)) in closed form at weight 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,109 +53,89 @@ class Experiment:
     Raises ExperimentError, before any work, for a choice that cannot be run.
     """
 
-    dataset: str = choice("mnist", "the images: " + ", ".join(DATASETS), "both")
-    estimator: str = choice("concrete", "how the ELBO is estimated: " + ", ".join(ESTIMATORS),
-                            "`concrete` (eq. 7, 8) against `marginal` (eq. 6)")
-    K: int | None = choice(None, "number of clusters; 10 for MNIST and 20 for CIFAR-100",
-                           "10 and 20")
+    dataset: str = choice("mnist", "the images, or the path of your own: a folder or an .npz", "both",
+                          options=DATASETS)
+    estimator: str = choice("concrete", "how the ELBO is estimated",
+                            "`concrete` (eq. 7, 8) against `marginal` (eq. 6)", options=ESTIMATORS)
+    K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10",
+                           "10 and 20", least=1)
     z_dim: int = choice(64, "D, the dimension of z", reason="the code of the blog post that the "
-                        "paper cites for the model (Shu, 2016) has 64")
-    tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3")
+                        "paper cites for the model (Shu, 2016) has 64", least=1)
+    tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3", above=0)
     kl_y_form: str | None = choice(
         None, "the KL(q(y|x)||p(y)) of `concrete`: `relaxed`, the ratio of Concrete densities at "
         "the sample, or `categorical`, the closed form; the other estimators have a discrete y "
         "and always the closed form", "eq. 7 reads `relaxed`; the text can mean either",
-        "the formula is what is printed; chapter 3 compares the two")
+        "the formula is what is printed; chapter 3 compares the two", options=KL_Y_FORMS)
     annealing: str | None = choice(
-        None, "the weight of KL(q(y|x)||p(y)): " + ", ".join(SCHEDULES) + "; `ramp`, but `none` for "
-        "`marginal`", "the text says that it rises, the formula falls; it is in eq. 8, not in eq. 6",
+        None, "the weight of KL(q(y|x)||p(y)); `ramp`, but `none` for `marginal`",
+        "the text says that it rises, the formula falls; it is in eq. 8, not in eq. 6",
         "the text, and the work that it follows (Bowman et al., 2016), have a weight that rises; "
-        "eq. 6 has no weight; chapter 3 compares them")
+        "eq. 6 has no weight; chapter 3 compares them", options=SCHEDULES)
     annealing_steps: int | None = choice(None, "time scale of the annealing in steps; 2000",
                                          "2000, without a unit",
                                          "t counts steps: in epochs, 200 at most, the weight would "
-                                         "not pass 0.1")
+                                         "not pass 0.1", least=1)
     beta: float = choice(1.0, "weight of the KL of z in the training loss; 1", "1, as eq. 8 has none",
-                         neutral=1.0)
+                         neutral=1.0, above=0)
     kl_z_form: str = choice("sampled", "the KL of z: `sampled`, its integrand at the sample of z, or "
                             "`closed`, its integral over z", "eq. 6 to 8 read `sampled`",
-                            neutral="sampled")
+                            options=KL_Z_FORMS, neutral="sampled")
     likelihood: str | None = choice(
         None, "p(x|z): `bernoulli` on binary pixels, `cross_entropy` (its formula on pixels in "
         "[0, 1]), or `gaussian` with one learned scale; MNIST `bernoulli`, CIFAR-100 "
         "`cross_entropy`", "Bernoulli for MNIST; not said for CIFAR-100",
         "the paper's value for CIFAR-100 fits `cross_entropy`, and lies below the highest value that "
-        "it can have")
+        "it can have", options=LIKELIHOODS)
     binarisation: str | None = choice(
         None, "how pixels become 0 or 1: `threshold` at one half, `static` (drawn once), "
         "`dynamic` (drawn anew each time), `none`; `threshold` for `bernoulli`, else `none`",
         "MNIST is binarised; how is not said",
-        "every run sees the same pixels, without noise that no model can predict")
+        "every run sees the same pixels, without noise that no model can predict",
+        options=BINARISATIONS)
     padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)",
-                         reason="the image is halved twice and doubled twice, and nothing is cut "
-                         "off at its edge")
+                          reason="the image is halved twice and doubled twice, and nothing is cut "
+                          "off at its edge", options=PADDINGS)
     decoder_units: int = choice(0, "width of a hidden layer between z and the decoder's feature map; "
-                               "0: none", "a single fully connected layer, then two transposed "
-                               "convolutions: `0`")
-    initialisation: str = choice("glorot", "of the weights: " + ", ".join(INITIALISATIONS),
+                                "0: none", "a single fully connected layer, then two transposed "
+                                "convolutions: `0`", least=0)
+    initialisation: str = choice("glorot", "of the weights: Glorot's uniform or He's normal ones with "
+                                 "zero biases, or what torch does by itself",
                                  reason="Glorot's uniform weights and zero biases were what the "
                                  "libraries of 2019 that most authors used did by themselves",
-                                 neutral="torch")
-    batch_size: int = choice(128, "images a step",
+                                 options=INITIALISATIONS, neutral="torch")
+    batch_size: int = choice(128, "images a step", least=1,
                              reason="a common size; nothing in the paper points to another")
-    learning_rate: float = choice(1e-3, "of Adam", "0.001")
-    epochs: int = choice(200, "passes over the training images at most", "200")
+    learning_rate: float = choice(1e-3, "of Adam", "0.001", above=0)
+    epochs: int = choice(200, "passes over the training images at most", "200", least=1)
     patience: int = choice(10, "epochs without a better validation loss before the run stops",
-                           "10")
+                           "10", least=1)
     validation_fraction: float = choice(0.1, "share of the training images held out",
                                         reason="a common share: it leaves 54,000 images of MNIST "
-                                        "and 45,000 of CIFAR-100")
+                                        "and 45,000 of CIFAR-100", above=0, below=1)
     train_limit: int | None = choice(None, "use only so many training images; None: all", "all")
     iw_samples: int = choice(50, "samples an image in the importance-weighted bound", "no such bound",
-                             "a bound on ln p(x), since the value in Table 1 is none")
-    seed: int = choice(0, "of the weights, the split, the order and the noise", "11 runs")
+                             "a bound on ln p(x), since the value in Table 1 is none", least=1)
+    seed: int = choice(0, "of the weights, the split, the order and the noise", "11 runs",
+                       least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
+        self._set("dataset", find_dataset(self.dataset))  # a path becomes a name
+        kinds = typing.get_type_hints(Experiment)
         for f in dataclasses.fields(self):
-            self._set(f.name, _typed(f.name, getattr(self, f.name), str(f.type)))
-        one_of("dataset", self.dataset, DATASETS)
-        one_of("estimator", self.estimator, ESTIMATORS)
-        if self.annealing is None:
-            self._set("annealing", "none" if self.estimator == "marginal" else "ramp")
-        one_of("annealing", self.annealing, SCHEDULES)
-        one_of("padding", self.padding, PADDINGS)
-        one_of("initialisation", self.initialisation, INITIALISATIONS)
-        one_of("kl_z_form", self.kl_z_form, KL_Z_FORMS)
-        facts = DATASETS[self.dataset]
-        if self.K is None:
-            self._set("K", facts.K)
-        if self.likelihood is None:
-            self._set("likelihood", "bernoulli" if facts.full == "mnist" else "cross_entropy")
-        one_of("likelihood", self.likelihood, LIKELIHOODS)
-        if self.binarisation is None:
-            self._set("binarisation", "threshold" if self.likelihood == "bernoulli" else "none")
-        one_of("binarisation", self.binarisation, BINARISATIONS)
-        if self.tau is None:
-            self._set("tau", 0.3)
-        if self.kl_y_form is None:
-            self._set("kl_y_form", "relaxed")
-        one_of("kl_y_form", self.kl_y_form, KL_Y_FORMS)
-        if self.annealing_steps is None:
-            self._set("annealing_steps", 2000)
-        for name in ("K", "z_dim", "annealing_steps", "batch_size", "epochs",
-                     "patience", "iw_samples"):
-            at_least(name, getattr(self, name), 1)
-        at_least("decoder_units", self.decoder_units, 0)
-        if not 0 <= self.seed < 2**63:
-            refuse("seed", self.seed, "a whole number from 0 to 2**63 - 1")
-        for name in ("tau", "learning_rate", "beta"):
-            if not 0 < getattr(self, name) < math.inf:
-                refuse(name, getattr(self, name), "a number above 0")
-        if not 0 < self.validation_fraction < 1:
-            refuse("validation_fraction", self.validation_fraction, "a number between 0 and 1")
-        if self.likelihood == "bernoulli" and self.binarisation == "none":
+            self._set(f.name, check(f, getattr(self, f.name), kinds[f.name]))
+        facts, estimator = DATASETS[self.dataset], ESTIMATORS[self.estimator]
+        likelihood = self.likelihood or facts.likelihood
+        binary = LIKELIHOODS[likelihood].binary
+        for name, default in (
+                ("K", facts.K), ("tau", 0.3), ("kl_y_form", "relaxed"), ("likelihood", likelihood),
+                ("annealing", estimator.annealing), ("annealing_steps", 2000),
+                ("binarisation", "threshold" if binary else "none")):
+            if getattr(self, name) is None:
+                self._set(name, default)
+        if binary and self.binarisation == "none":
             refuse("binarisation", "none", "'threshold', 'static' or 'dynamic' with likelihood "
-                   "'bernoulli', or likelihood 'cross_entropy' for pixels between 0 and 1")
+                   f"{likelihood!r}, or likelihood 'cross_entropy' for pixels between 0 and 1")
         if self.train_limit is not None and not 2 <= self.train_limit <= facts.train:
             refuse("train_limit", self.train_limit,
                    f"None, or a whole number from 2 to the {facts.train} training images of "
@@ -197,9 +147,9 @@ class Experiment:
             refuse("batch_size", self.batch_size, f"at most the {self.train_size} images that "
                    f"{self.dataset!r} has for training after the validation split")
         # A choice that this run does not use must not give it another id.
-        if self.estimator in ("marginal", "score_function"):
+        if not estimator.relaxed:
             self._set("tau", None)
-        if self.estimator != "concrete":
+        if self.kl_y_form not in estimator.kl_y_forms:
             self._set("kl_y_form", None)
         if self.annealing == "none":
             self._set("annealing_steps", None)
@@ -235,9 +185,10 @@ class Experiment:
     @property
     def preset(self) -> str:
         """The scale, a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
         for name in PRESETS:
-            model = preset(name, dataset=DATASETS[self.dataset].full)
-            if all(getattr(self, f) == getattr(model, f)
+            scale = {**usual, **_scale(name, DATASETS[self.dataset].full)}
+            if all(getattr(self, f) == scale[f]
                    for f in ("dataset", "train_limit", "epochs", "patience")):
                 return name
         return "custom"
@@ -273,16 +224,25 @@ def filled_in(fields: dict[str, Any]) -> dict[str, Any]:
 def preset(name: str, **choices: Any) -> Experiment:
     """The experiment at a scale of PRESETS, with `choices` on top; None means the preset's.
 
-    `quick` replaces a data set by its embedded sample. Raises ExperimentError.
+    `quick` replaces a data set by its embedded sample, where it has one. Raises ExperimentError.
     """
     one_of("preset", name, PRESETS)
     known_fields(choices)
-    merged = {**PRESETS[name], **{k: v for k, v in choices.items() if v is not None}}
-    dataset = merged.get("dataset", "mnist")
-    one_of("dataset", dataset, DATASETS)
-    if name == "quick" and not dataset.endswith("-sample"):
-        merged["dataset"] = f"{dataset}-sample"
-    return Experiment(**merged)
+    chosen = {k: v for k, v in choices.items() if v is not None}
+    dataset = find_dataset(chosen.pop("dataset", "mnist"))
+    return Experiment(**{**_scale(name, dataset), **chosen})
+
+
+def _scale(name: str, dataset: str) -> dict[str, Any]:
+    """A preset's choices for a data set: `quick` takes its sample, and no limit exceeds its images."""
+    scale = dict(PRESETS[name])
+    if name == "quick":
+        sample = sample_of(dataset)
+        scale |= {"train_limit": None if sample else QUICK_LIMIT}
+        dataset = sample or dataset
+    if (scale.get("train_limit") or 0) >= DATASETS[dataset].train:
+        scale["train_limit"] = None
+    return scale | {"dataset": dataset}
 
 
 def known_fields(choices: dict[str, Any]) -> None:
@@ -292,23 +252,3 @@ def known_fields(choices: dict[str, Any]) -> None:
         if name not in fields:
             raise ExperimentError(f"{name!r} is not a choice of an experiment.{did_you_mean(name, fields)} "
                                   f"The choices are {', '.join(fields)}.")
-
-
-def _typed(name: str, value: Any, kind: str) -> Any:
-    """`value` as its field's type. Text that is a number counts as one: so `-y` and shells write it."""
-    if value is None and "None" in kind:
-        return None
-    if "str" in kind:
-        return value if isinstance(value, str) else refuse(name, value, "a name in text")
-    number = value
-    if isinstance(value, str):
-        try:
-            number = float(value) if "float" in kind else int(value)
-        except ValueError:
-            pass
-    real = isinstance(number, Real) and not isinstance(number, bool)  # NumPy's numbers too
-    if "float" in kind:
-        return float(number) if real else refuse(name, value, "a number")
-    least = 0 if name == "seed" else 1
-    whole = real and isinstance(number, Integral)
-    return int(number) if whole else refuse(name, value, f"a whole number of at least {least}")

@@ -11,16 +11,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
-from cgmvae.comparison import PAPER, Cell
+from cgmvae.comparison import PAPER, PAPERS_ROW, Cell
 from cgmvae.experiment import DATASETS
 from cgmvae.model import GMVAE
+from cgmvae.objectives import ESTIMATORS
 from cgmvae.records import Record, curves
 
-COLOURS = {"concrete": "#0072B2", "marginal": "#D55E00", "straight_through": "#009E73",
-           "score_function": "#CC79A7", "paper": "#555555"}
+COLOURS = {name: e.colour for name, e in ESTIMATORS.items()} | {"paper": "#555555"}
 """Okabe and Ito's palette, told apart by readers of every colour vision."""
-MARKERS = {"concrete": "o", "marginal": "s", "straight_through": "^", "score_function": "D",
-           "paper": "x"}
+MARKERS = {name: e.marker for name, e in ESTIMATORS.items()} | {"paper": "x"}
 
 
 def style() -> None:
@@ -159,59 +158,63 @@ def share_of_limit(benchmark: dict) -> Figure:
     return figure
 
 
+TITLES = {"mnist": "MNIST", "cifar100": "CIFAR-100"}
+LABELS = {"marginal": "GMVAE", "literal": "Concrete,\neq. 8", "closed": "Concrete,\nclosed form"}
+FILLED = {"marginal": True, "literal": True, "closed": False}  # tells the two readings apart
+
+
 def table1_dots(cells: dict[tuple[str, str], Cell]) -> Figure:
     """Every seed of Table 1 as a dot, its mean as a line, the paper's mean ± sd as a band."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
     for axis, dataset in zip(axes, ("mnist", "cifar100"), strict=True):
-        for i, estimator in enumerate(("marginal", "concrete")):
-            paper, cell = PAPER[dataset, estimator], cells[dataset, estimator]
+        rows = [row for d, row in cells if d == dataset]
+        for i, row in enumerate(rows):
+            paper, cell = PAPER[dataset, PAPERS_ROW[row]], cells[dataset, row]
             axis.fill_between([i - 0.35, i + 0.35], paper.log_px - paper.log_px_sd,
                               paper.log_px + paper.log_px_sd, color=COLOURS["paper"], alpha=0.25,
                               label="paper, mean ± sd" if i == 0 else None)
             axis.plot([i - 0.35, i + 0.35], [paper.log_px] * 2, color=COLOURS["paper"])
             if cell.n:
+                colour = COLOURS[PAPERS_ROW[row]]
                 jitter = np.linspace(-0.15, 0.15, cell.n) if cell.n > 1 else np.zeros(1)
-                axis.plot(i + jitter, cell.log_px, MARKERS[estimator], color=COLOURS[estimator],
-                          label=f"{estimator}, ours (n = {cell.n})")
-                axis.plot([i - 0.2, i + 0.2], [cell.log_px.mean()] * 2, color=COLOURS[estimator])
-            else:
-                axis.annotate("no run yet", (i, paper.log_px), xytext=(0, 4), textcoords="offset points",
-                              ha="center")
-        axis.set_xticks([0, 1], ["GMVAE\n(marginal)", "Concrete\nGMVAE"])
-        axis.set(title=dataset, xlim=(-0.6, 1.6))
-        axis.legend(fontsize=8)
+                axis.plot(i + jitter, cell.log_px, MARKERS[PAPERS_ROW[row]], color=colour,
+                          markerfacecolor=colour if FILLED[row] else "white")
+                axis.plot([i - 0.2, i + 0.2], [cell.log_px.mean()] * 2, color=colour)
+        axis.set_xticks(range(len(rows)), [f"{LABELS[row]}\nn = {cells[dataset, row].n}" for row in rows])
+        axis.set(title=TITLES[dataset], xlim=(-0.6, len(rows) - 0.4))
+    axes[0].legend(fontsize=8)
     axes[0].set_ylabel("test E[ln p(x|y,z)] (nats)")
     return figure
 
 
-def value_against_time(cells: dict[tuple[str, str], Cell]) -> Figure:
+def value_against_time(cells: dict[tuple[str, str], Cell], scale: str) -> Figure:
     """All of Table 1 in two panels: test value against training time, the paper's and ours.
 
-    The paper's cells are crosses of mean ± standard deviation; each finished run of ours is a dot.
-    Runs that shared a device have no time of their own and are left out.
+    The paper's cells are crosses of mean ± standard deviation; each finished run of ours is a dot, at
+    its seconds if it had its device to itself, else at its hours of one core.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 2.9))
-    for axis, dataset, title in zip(axes, ("mnist", "cifar100"), ("MNIST", "CIFAR-100"), strict=True):
-        timed = 0
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.1))
+    for axis, dataset in zip(axes, ("mnist", "cifar100"), strict=True):
         for estimator, name in (("marginal", "GMVAE"), ("concrete", "Concrete GMVAE")):
-            paper, cell, colour = PAPER[dataset, estimator], cells[dataset, estimator], COLOURS[estimator]
+            paper = PAPER[dataset, estimator]
             axis.errorbar(paper.hours, paper.log_px, xerr=paper.hours_sd, yerr=paper.log_px_sd,
-                          color=colour, marker=MARKERS[estimator], markersize=8, markerfacecolor="white",
-                          capsize=3, label=f"{name}, the paper")
-            alone = ~np.isnan(cell.seconds)
-            timed += int(alone.sum())
-            if alone.any():
-                axis.plot(cell.seconds[alone] / 3600, cell.log_px[alone], MARKERS[estimator],
-                          color=colour, markersize=5, alpha=0.7, label=f"{name}, ours")
+                          color=COLOURS[estimator], marker="x", markersize=8, capsize=3,
+                          label=f"{name}, the paper")
+        mine = {row: cell for (d, row), cell in cells.items() if d == dataset}
+        for row, cell in mine.items():
+            colour = COLOURS[PAPERS_ROW[row]]
+            hours = np.where(cell.alone, cell.seconds / 3600, cell.core_hours)
+            axis.plot(hours, cell.log_px, MARKERS[PAPERS_ROW[row]], color=colour, markersize=5,
+                      markerfacecolor=colour if FILLED[row] else "white", linestyle="none",
+                      label=f"{LABELS[row]}, ours".replace("\n", " "))
         speed = PAPER[dataset, "marginal"].hours / PAPER[dataset, "concrete"].hours
-        axis.set(title=f"{title}, K = {DATASETS[dataset].K}: {speed:.1f} times faster in the paper",
+        axis.set(title=f"{TITLES[dataset]}, K = {DATASETS[dataset].K}: {speed:.1f} times faster in the paper",
                  xlabel="training time (hours)", xscale="log")
-        axis.set_xlim(min(1, axis.get_xlim()[0]), 100)
+        axis.set_xlim(min(0.3, axis.get_xlim()[0]), 100)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.margins(y=0.25)
-        axis.annotate(f"ours: {timed} of 22 runs" if timed else "ours: no run yet", (0.02, 0.04),
+        axis.annotate(f"ours: {sum(c.n for c in mine.values())} runs, scale {scale}", (0.02, 0.04),
                       xycoords="axes fraction", fontsize=9)
     axes[0].set_ylabel("test E[ln p(x|y,z)] (nats)")
-    labelled = max((axis.get_legend_handles_labels() for axis in axes), key=lambda both: len(both[1]))
-    figure.legend(*labelled, loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from cgmvae.experiment import Experiment
 from cgmvae.networks import (
     INITIALISATIONS,
     UNITS,
@@ -29,7 +31,37 @@ from cgmvae.networks import (
     phases_of,
 )
 
+if TYPE_CHECKING:
+    from cgmvae.experiment import Experiment
+
 HEAD_UNITS = (512, 256)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """One p(x|z): what the decoder's value for a pixel means."""
+
+    log_px: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """(target, value, ln scale), each (..., pixels) but the scale, to ln p(x|z) summed over pixels."""
+    mean: Callable[[Tensor], Tensor]  # of a pixel, from the decoder's value
+    binary: bool = False  # pixels must be 0 or 1
+    scaled: bool = False  # has one learned scale for all pixels
+
+
+def cross_entropy(x: Tensor, logit: Tensor, _: Tensor | None = None) -> Tensor:
+    """ln of p^x (1 - p)^(1 - x) with p = sigmoid(logit), also for x between 0 and 1."""
+    return (x * logit - F.softplus(logit)).sum(-1)
+
+
+def gaussian(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """ln of the normal density of x around `mean`."""
+    return Normal(mean, log_scale.exp(), validate_args=False).log_prob(x).sum(-1)
+
+
+LIKELIHOODS = {
+    "bernoulli": Likelihood(cross_entropy, torch.sigmoid, binary=True),
+    "cross_entropy": Likelihood(cross_entropy, torch.sigmoid),
+    "gaussian": Likelihood(gaussian, lambda value: value.clamp(0, 1), scaled=True)}
 
 
 class GMVAE(nn.Module):
@@ -42,7 +74,8 @@ class GMVAE(nn.Module):
     def __init__(self, experiment: Experiment, bf16: bool = False) -> None:
         super().__init__()
         e = experiment
-        self.K, self.z_dim, self.likelihood, self.bf16 = e.K, e.z_dim, e.likelihood, bf16
+        self.K, self.z_dim, self.bf16 = e.K, e.z_dim, bf16
+        self.likelihood = LIKELIHOODS[e.likelihood]
         self.encoder = Encoder(e.image_shape, e.padding)
         wide, narrow = HEAD_UNITS
         self.q_y_layers = nn.Sequential(nn.Linear(UNITS, wide), nn.ReLU(), nn.Linear(wide, narrow),
@@ -62,8 +95,7 @@ class GMVAE(nn.Module):
         if draw := INITIALISATIONS[e.initialisation]:  # the two parts are one layer
             for part in (self.q_z_from_h, self.q_z_from_y):
                 draw(part.weight, UNITS + e.K, wide)
-        if e.likelihood == "gaussian":
-            self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.zeros(())) if self.likelihood.scaled else None
 
     def encode(self, x: Tensor) -> Tensor:
         """The shared encoding h (B, 512) of x (B, C, H, W)."""
@@ -111,18 +143,14 @@ class GMVAE(nn.Module):
         Returns:
             (..., B).
         """
-        mean = self._decode(z)
         target = phases_of(x).permute(0, 2, 3, 1).flatten(1)
-        if self.likelihood == "gaussian":
-            return Normal(mean, self.log_scale.exp(), validate_args=False).log_prob(target).sum(-1)
-        # ln of sigmoid(l)^x (1 - sigmoid(l))^(1 - x), also for x between 0 and 1.
-        return (target * mean - F.softplus(mean)).sum(-1)
+        return self.likelihood.log_px(target, self._decode(z), self.log_scale)
 
     def x_mean(self, z: Tensor) -> Tensor:
         """The mean of p(x|z) as images (N, C, H, W), from z (N, D)."""
         with self._networks(z):
             image = interleave(_wide(self.decoder(z)))
-        return image.clamp(0, 1) if self.likelihood == "gaussian" else image.sigmoid()
+        return self.likelihood.mean(image)
 
     def _decode(self, z: Tensor) -> Tensor:
         """The decoder's value for every pixel, (..., B, C*H*W), in the order of `phases_of`.

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PADDINGS = ("same", "valid")
 FILTERS = (20, 40)
 KERNEL = 5
 UNITS = 512

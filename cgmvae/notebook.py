@@ -17,7 +17,10 @@ from typing import Any
 
 from cgmvae import checkpoints, data, devices, records
 from cgmvae.checks import ExperimentError, did_you_mean, one_of
-from cgmvae.experiment import DATASETS, PRESETS, Experiment, preset
+from cgmvae.datasets import DATASETS
+from cgmvae.experiment import PRESETS, Experiment, preset
+from cgmvae.own_images import find_dataset
+from cgmvae.run import run
 
 RUN_CHOICES = ("device", "precision", "compile", "results")
 FIELDS = tuple(f.name for f in dataclasses.fields(Experiment))
@@ -38,8 +41,8 @@ class Settings:
         return preset(self.preset, **{**self.choices, **changes})
 
     def run(self, experiment: Experiment) -> records.Record:
-        """`records.run` with the notebook's device and results folder."""
-        return records.run(experiment, results=self.results, **self.run_choices)
+        """`run.run` with the notebook's device and results folder."""
+        return run(experiment, results=self.results, **self.run_choices)
 
     def model(self, experiment: Experiment):
         """The trained model of a run that `run` has finished, on the CPU."""
@@ -48,7 +51,8 @@ class Settings:
         return checkpoints.load_weights(weights)[0]
 
     def _repr_markdown_(self) -> str:
-        e, paper = self.experiment(), preset("paper", **self.choices)
+        e = self.experiment()
+        paper = preset("paper", **{**self.choices, "batch_size": e.batch_size})
         text = f"Scale: **{self.preset}** ({self.reason}): {e.train_size:,} training images of " \
                f"`{e.dataset}`, up to {e.epochs} epochs, batches of {e.batch_size}."
         if self.preset != "paper":
@@ -71,6 +75,8 @@ def settings(scope: dict[str, Any]) -> Settings:
     """
     check_parameters(scope)
     choices = {name: scope[name] for name in FIELDS if scope.get(name) is not None}
+    if "dataset" in choices:
+        choices["dataset"] = find_dataset(choices["dataset"])  # a path is read once
     run_choices = {name: scope.get(name) or "auto" for name in RUN_CHOICES if name != "results"}
     estimator = choices.pop("estimator", None)
     if estimator not in (None, "both"):
@@ -94,12 +100,12 @@ def settings(scope: dict[str, Any]) -> Settings:
 def find_preset(name: str, dataset: str, device: str) -> tuple[str, str]:
     """The scale to run at and why. `auto`: the paper's with a GPU and the data, else quick."""
     one_of("preset", name, ("auto", *PRESETS))
-    one_of("dataset", dataset, DATASETS)
+    dataset = find_dataset(dataset)
     if name != "auto":
         return name, "asked for"
     if devices.find_device(device).type == "cpu":
         return "quick", "no GPU here"
-    if dataset.endswith("-sample") or not (data.cache_folder() / f"{dataset}.npz").exists():
+    if DATASETS[dataset].full != dataset or not (data.cache_folder() / f"{dataset}.npz").exists():
         return "quick", f"the full {dataset!r} is not in {data.cache_folder()}"
     return "paper", "a GPU and the full data are here"
 

@@ -14,6 +14,8 @@ value and carries the gradient of the sampled label.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,11 +23,15 @@ from torch.distributions import kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from cgmvae import relaxation
-from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
 from cgmvae.relaxation import concrete_log_ratio, concrete_sample, gumbel_max
 
+if TYPE_CHECKING:
+    from cgmvae.experiment import Experiment
+
 Terms = dict[str, Tensor]
+KL_Y_FORMS = ("relaxed", "categorical")
+KL_Z_FORMS = ("sampled", "closed")
 
 
 def elbo(terms: Terms, w: Tensor | float = 1.0, beta: float = 1.0) -> Tensor:
@@ -155,9 +161,27 @@ def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor, experiment: Experi
     return given_y(model, x, model.q_z_h(h), y, noise, experiment.kl_z_form)
 
 
-ESTIMATORS: dict[str, Callable[..., Terms]] = {
-    "concrete": concrete, "marginal": marginal,
-    "straight_through": straight_through, "score_function": score_function}
+@dataclass(frozen=True)
+class Estimator:
+    """One estimator of the ELBO, and all that depends on which it is."""
+
+    terms: Callable[..., Terms]  # (model, x, experiment, generator) to the terms
+    colour: str  # in every figure; Okabe and Ito's palette, told apart by every colour vision
+    marker: str
+    relaxed: bool = False  # draws a relaxed y, at temperature tau
+    kl_y_forms: tuple[str, ...] = ()  # if more than the closed form can be meant
+    annealing: str = "ramp"  # the schedule of KL(q(y|x)||p(y)) that it has by default
+    passes: Callable[[int], int] = lambda K: 1  # K to passes through the decoder, a step
+
+    def __call__(self, *args: object) -> Terms:
+        return self.terms(*args)
+
+
+ESTIMATORS = {
+    "concrete": Estimator(concrete, "#0072B2", "o", relaxed=True, kl_y_forms=KL_Y_FORMS),
+    "marginal": Estimator(marginal, "#D55E00", "s", annealing="none", passes=lambda K: K),
+    "straight_through": Estimator(straight_through, "#009E73", "^", relaxed=True),
+    "score_function": Estimator(score_function, "#CC79A7", "D")}
 
 
 class Estimate(nn.Module):

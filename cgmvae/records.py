@@ -1,25 +1,24 @@
-"""A finished run: an Experiment in, results/runs/ID.json out, and back to a table.
+"""The record of a finished run: results/runs/ID.json and back to a table.
 
-A record is written once, by a temporary name and a rename, and never overwritten.
-`record.schema.json` beside this file says what is in it.
+It is written once, by a temporary name and a rename, and never overwritten. `schema` says what is in it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
+import typing
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from cgmvae import checkpoints, data, devices, evaluation, parallel, training
-from cgmvae.experiment import Experiment, filled_in
+from cgmvae import checkpoints, data
+from cgmvae.checks import schema_of
+from cgmvae.datasets import OWN_NAME
+from cgmvae.experiment import NEUTRAL, PRESETS, Experiment, filled_in
 
 Record = dict[str, Any]
 
@@ -30,50 +29,6 @@ def results_folder() -> Path:
         return Path(chosen)
     book = Path(__file__).resolve().parent.parent
     return (book if (book / "_toc.yml").exists() else Path.cwd()) / "results"
-
-
-def run(experiment: Experiment, *, device: str = "auto", precision: str = "auto",
-        compile: str = "auto", results: Path | str | None = None,
-        progress_bar: bool | None = None) -> Record:
-    """Train, evaluate and record one experiment; the notebooks and the shell call this.
-
-    A run that has a record is not repeated: the record is returned. A run that was interrupted
-    goes on from its checkpoint and ends as if it had not been.
-
-    Under `torchrun` the processes share the run, and the first one writes (see `parallel`).
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        precision, compile: see `training.Trainer`.
-        results: the folder for runs/ and weights/; None: `results_folder()`.
-        progress_bar: None shows one only on a terminal.
-
-    Returns:
-        The record, as in results/runs/ID.json; the weights are in results/weights/.
-
-    Raises:
-        ExperimentError, DataError, CheckpointError: bad input, before any work.
-        NonFiniteLoss: during it.
-    """
-    place = devices.find_device(device)
-    devices.find_precision(precision, place)
-    devices.find_compilation(compile, place)
-    paths = Paths(results, experiment)
-    if paths.record.exists():
-        return read(paths.record)
-    devices.check_memory(experiment, place)
-    paths.check_writable()
-    images = data.load(experiment.dataset)
-    with parallel.group(experiment, place) as place:
-        splits = data.split(experiment, images, place)
-        trainer = training.Trainer(experiment, splits, place, precision=precision, compile=compile,
-                                   checkpoint=paths.checkpoint)
-        parallel.wait()  # until all have read the checkpoint that the first goes on to write
-        training.fit(trainer, progress_bar)
-        if parallel.first():
-            finish(trainer, images.digest, paths)
-        parallel.wait()
-    return read(paths.record)
 
 
 class Paths:
@@ -98,81 +53,47 @@ class Paths:
                                  f"'{self.root}' ({error}).") from error
 
 
-def finish(trainer: training.Trainer, digest: str, paths: Paths, at_once: int = 1) -> Record:
-    """Evaluate a trained model and write its weights and record; the checkpoint goes.
+def schema() -> dict[str, Any]:
+    """The JSON schema of a record: `record.schema.json` beside this file, and the fields of Experiment.
 
-    `at_once` is how many runs shared the device meanwhile.
+    The file holds what does not depend on a registry. A field that came after the first records may
+    be absent, and has its neutral value then.
     """
-    e, progress = trainer.experiment, trainer.progress
-    with trainer.clock("evaluation"):
-        metrics = evaluation.evaluate(trainer.model, trainer.splits, e)
-    seconds = {k: round(v, 3) for k, v in progress["seconds"].items()}
-    last = progress["curves"][-1]
-    record = {
-        "id": e.id, "preset": e.preset, "experiment": e.as_dict(), "metrics": metrics,
-        "seconds": seconds,
-        "progress": {"epochs": progress["epoch"], "steps": progress["step"],
-                     "best_epoch": progress["best_epoch"],
-                     "best_validation_loss": progress["best_loss"],
-                     "images_per_second": round(progress["step"] * e.batch_size
-                                                / seconds["training"], 1),
-                     "stopped": progress["stopped"], "final_train_kl_y": last["kl_y"],
-                     "curves": progress["curves"]},
-        "environment": {**environment(trainer.device, trainer.precision, trainer.compile, digest),
-                        "runs_at_once": at_once, "processes": parallel.size()}}
-    checkpoints.save_weights(trainer.model, e, paths.weights)
-    write(record, paths.record)
-    # Also what a kill in the middle of a checkpoint's write left behind.
-    for path in (paths.checkpoint, *paths.checkpoint.parent.glob(f".{paths.checkpoint.name}.*")):
-        path.unlink(missing_ok=True)
-    return record
+    whole = json.loads(Path(__file__).with_name("record.schema.json").read_text())
+    kinds = typing.get_type_hints(Experiment)
+    fields = dataclasses.fields(Experiment)
+    whole["properties"] |= {
+        "preset": {"description": "The scale.", "enum": [*PRESETS, "custom"]},
+        "experiment": {
+            "description": "Every choice that can change the result; cgmvae.Experiment explains each.",
+            "type": "object", "additionalProperties": False,
+            "required": [f.name for f in fields if f.name not in NEUTRAL],
+            "properties": {f.name: schema_of(f, kinds[f.name]) for f in fields}}}
+    named = whole["properties"]["experiment"]["properties"]["dataset"]
+    whole["properties"]["experiment"]["properties"]["dataset"] = {"anyOf": [
+        named, {"description": "a reader's own images", "type": "string",
+                "pattern": f"^{OWN_NAME.pattern}$"}]}
+    return whole
 
 
-def environment(device: torch.device, precision: str, compile: str, digest: str) -> dict[str, Any]:
-    """What the run ran on: hardware, versions, code and data."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    libraries = {}
-    for library in ("torch", "numpy", "scikit-learn", "safetensors", "cgmvae"):
-        try:
-            libraries[library] = version(library)
-        except PackageNotFoundError:
-            libraries[library] = "not installed"
-    return {"device": device.type, "device_name": name, "precision": precision, "compile": compile,
-            "threads": torch.get_num_threads(), "system": platform.system(),
-            "python": platform.python_version(), "libraries": libraries, "git_commit": _commit(),
-            "data_digest": digest}
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    """The commit of the code, with a + where files had changed since; `unknown` outside git."""
-    here = Path(__file__).resolve().parent
-    try:
-        out = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
-                             cwd=here, capture_output=True, text=True, timeout=10)
-        return out.stdout.strip() or "unknown"
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def information(record: Record) -> float:
+    """I(x;y) of a record's test images, in nats; from older ones, kl_y - ln K + ln(perplexity)."""
+    metrics = record["metrics"]
+    if "test_information" in metrics:
+        return metrics["test_information"]
+    entropy = math.log(metrics["test_cluster_perplexity"])
+    return max(0.0, metrics["test_kl_y"] - math.log(record["experiment"]["K"]) + entropy)
 
 
 def write(record: Record, path: Path) -> None:
-    """Write a record once. Raises FileExistsError rather than replace a different one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a record once. Raises DiskError, or FileExistsError rather than replace another."""
     if path.exists():
         if read(path)["experiment"] != record["experiment"]:
             raise FileExistsError(f"{path} holds the record of another run; it is left as it is.")
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    with checkpoints.whole_file(path, len(text)) as temporary:
+        temporary.write_text(text)
 
 
 def read(path: Path) -> Record:
@@ -195,9 +116,14 @@ def read_all(results: Path | str | None = None) -> list[Record]:
 
 
 def frame(records: list[Record]) -> pd.DataFrame:
-    """One row a record: its experiment, metrics, seconds and progress but for the curves."""
+    """One row a record: its experiment, metrics, seconds and progress but for the curves.
+
+    A score that a record has none of, as its images have no labels, is NaN.
+    """
     return pd.DataFrame([{
-        "id": r["id"], "preset": r["preset"], **r["experiment"], **r["metrics"],
+        "id": r["id"], "preset": r["preset"], **r["experiment"],
+        **{k: math.nan if v is None else v for k, v in r["metrics"].items()},
+        "test_information": information(r),
         **{f"seconds_{k}": v for k, v in r["seconds"].items()},
         **{"epochs_run" if k == "epochs" else k: v
            for k, v in r["progress"].items() if k != "curves"},
@@ -220,6 +146,7 @@ def table(records: list[Record]) -> pd.DataFrame:
     out = groups.agg(n=("seed", "count"), test_log_px=("test_log_px", "mean"),
                      sd=("test_log_px", "std"), hours=("seconds_training", lambda s: s.mean() / 3600),
                      hours_sd=("seconds_training", lambda s: s.std() / 3600),
-                     test_kl_y=("test_kl_y", "mean"), test_acc=("test_acc", "mean"),
+                     test_kl_y=("test_kl_y", "mean"), test_information=("test_information", "mean"),
+                     test_acc=("test_acc", "mean"),
                      epochs_run=("epochs_run", "mean"))
     return out.reset_index()

@@ -10,19 +10,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from cgmvae import annealing, checkpoints, evaluation, objectives, parallel
+from cgmvae import annealing, checkpoints, devices, evaluation, graphs, objectives, parallel
 from cgmvae.data import Splits
-from cgmvae.devices import find_compilation, find_precision, keep_freed_memory
+from cgmvae.devices import find_compilation, find_precision
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
 from cgmvae.seeds import derived_seed
@@ -44,11 +40,11 @@ class Trainer:
         precision: of matrix products and convolutions: `float32`, `tf32` (CUDA), `bf16`. `auto` is
             tf32 on CUDA and float32 elsewhere. Densities, noise and sums are float32 always.
         compile: `graph` records the step as one CUDA graph, `none` does not; `auto` is `graph` on
-            CUDA.
+            CUDA, and `none` with a warning if the step cannot be recorded there as it is.
         checkpoint: a file to go on from, if it is there, and to save to; None: keep nothing.
 
-    Raises ExperimentError for a precision or compilation that the device does not have, and
-    CheckpointError for a file that is no checkpoint of this experiment.
+    Raises ExperimentError for a precision or compilation that the device does not have,
+    CheckpointError for a file that is no checkpoint of this experiment, and OutOfMemory.
     """
 
     def __init__(self, experiment: Experiment, splits: Splits, device: torch.device, *,
@@ -59,11 +55,16 @@ class Trainer:
         # DDP's averaging between processes is not recorded into a graph.
         self.compile = "none" if parallel.size() > 1 else find_compilation(compile, device)
         self.checkpoint = checkpoint
-        keep_freed_memory()
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-        torch.backends.cudnn.benchmark = True  # every step has the same shapes
-        e = experiment
+        devices.prepare(device, self.precision)
+        with devices.memory_told(experiment, device):
+            self._make_state()
+            self.advance = self.step
+            if self.compile == "graph":
+                with self.clock("compilation"):
+                    self.advance = graphs.recorded_step(self, required=compile == "graph")
+
+    def _make_state(self) -> None:
+        e, device, checkpoint = self.experiment, self.device, self.checkpoint
         with torch.random.fork_rng(devices=[]):  # the same first weights on every device
             torch.manual_seed(derived_seed(e.seed, "weights"))
             self.model = GMVAE(e, bf16=self.precision == "bf16").to(device)
@@ -89,10 +90,6 @@ class Trainer:
         self.resumed = checkpoint is not None and checkpoint.exists()
         if self.resumed:
             checkpoints.load(self, checkpoint)
-        self.advance = self.step
-        if self.compile == "graph":
-            with self.clock("compilation"):
-                self.advance = record_graph(self)
 
     def step(self) -> None:
         """One step: gather a batch, estimate the ELBO, differentiate, move the weights."""
@@ -114,8 +111,13 @@ class Trainer:
         """Train to the end; yields the progress after every step. The best weights are loaded last.
 
         The caller may stop between two steps and `save`: a new Trainer goes on from there. Raises
-        NonFiniteLoss at once on a CPU, within 50 steps on a GPU; the last checkpoint stays good.
+        NonFiniteLoss at once on a CPU, within 50 steps on a GPU, OutOfMemory, and DiskError if a
+        checkpoint cannot be written; the last checkpoint stays good.
         """
+        with devices.memory_told(self.experiment, self.device):
+            yield from self._run()
+
+    def _run(self) -> Iterator[dict]:
         e, progress = self.experiment, self.progress
         look = 1 if self.device.type == "cpu" else 50  # a look waits for the device
         if progress["step"] == 0:
@@ -198,71 +200,3 @@ class Trainer:
         yield
         seconds = self.progress["seconds"]
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def record_graph(trainer: Trainer):
-    """The trainer's step as one CUDA graph; calling the result replays it.
-
-    A replay launches every kernel of a step at once, where Python would launch them one by one.
-    The warm-up that recording needs takes real steps; the state is put back afterwards.
-    """
-    before = {name: tensor.clone() for name, tensor in checkpoints.tensors(trainer).items()}
-    side = torch.cuda.Stream(trainer.device)
-    side.wait_stream(torch.cuda.current_stream(trainer.device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            trainer.position.zero_()
-            trainer.step()
-    torch.cuda.current_stream(trainer.device).wait_stream(side)
-    trainer.position.zero_()
-    trainer.optimiser.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(trainer.noise)
-    with torch.cuda.graph(graph):
-        trainer.step()
-    checkpoints.restore(trainer, before)
-    return graph.replay
-
-
-def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
-    """Run a trainer to its end, with a progress bar. Ctrl-C saves a checkpoint, then interrupts.
-
-    Args:
-        progress_bar: None shows one only on a terminal.
-    """
-    e, done = trainer.experiment, trainer.progress["step"]
-    show = parallel.first() and (sys.stderr.isatty() if progress_bar is None else progress_bar)
-    with (tqdm(total=e.epochs * e.steps_per_epoch, initial=done, disable=not show, unit="step",
-               desc=e.id, mininterval=0.5) as bar, _interrupt_between_steps() as interrupted):
-        for progress in trainer.run():
-            bar.update(progress["step"] - bar.n)
-            if show and "now" in progress and bar.n % 10 == 0:
-                loss, log_px, kl_z, kl_y = progress["now"].tolist()
-                rate = progress["step"] * e.batch_size / progress["seconds"]["training"]
-                bar.set_postfix_str(f"loss {loss:.2f} = -({log_px:.2f}) + kl_z {kl_z:.2f} + w * "
-                                    f"kl_y {kl_y:.2f}, {rate:.0f} images/s", refresh=False)
-            if interrupted.is_set():
-                trainer.save()
-                trainer.writer.wait()
-                raise KeyboardInterrupt(trainer.kept())
-
-
-@contextlib.contextmanager
-def _interrupt_between_steps() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that no step is torn in two. A second one interrupts."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-

@@ -4,11 +4,13 @@ import os
 
 import matplotlib
 import pytest
+import torch
 import torch._dynamo  # noqa: F401  it inspects torch when imported: before a test replaces a part
 
 # In the environment, because the kernels of the chapters inherit it.
 os.environ["CGMVAE_PRESET"] = "quick"
 os.environ["TQDM_DISABLE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # no choice by how busy it is
 os.environ.pop("MPLBACKEND", None)  # with it set, a kernel draws no figures
 matplotlib.use("Agg")
 

@@ -8,36 +8,62 @@ from cgmvae import comparison
 from cgmvae.experiment import preset
 
 
-def record(seed: int, log_px: float = -50.0, at_once: int = 1, **changes) -> dict:
+def record(seed: int, log_px: float = -50.0, at_once: int = 1, processor: float | None = None,
+           **changes) -> dict:
     e = preset("paper", **{"dataset": "mnist", "estimator": "concrete", "seed": seed, **changes})
-    return {"id": e.id, "experiment": e.as_dict(), "metrics": {"test_log_px": log_px},
-            "seconds": {"training": 100.0 + seed}, "progress": {"epochs": 20},
-            "environment": {"runs_at_once": at_once}}
+    seconds = {"training": 100.0} | ({} if processor is None else {"processor": processor})
+    return {"id": e.id, "experiment": e.as_dict(), "seconds": seconds, "progress": {"epochs": 20},
+            "metrics": {"test_log_px": log_px, "test_information": 0.5, "test_acc": 0.25,
+                        "test_elbo": -80.0},
+            "environment": {"runs_at_once": at_once, "device": "cpu", "threads": 1}}
 
 
-def test_a_cell_holds_only_runs_that_are_the_papers_in_every_field_but_the_seed():
+CLOSED = {"annealing": "none", "kl_y_form": "categorical"}
+
+
+def test_a_cell_holds_only_runs_that_are_its_scales_in_every_field_but_the_seed():
     runs = [record(0), record(1), record(2, tau=0.5), record(3, z_dim=10), record(100),
-            record(4, estimator="marginal"), record(5, train_limit=20_000, epochs=20)]
+            record(4, estimator="marginal"), record(5, train_limit=20_000, epochs=20),
+            record(6, **CLOSED), record(7, epochs=50), record(0, decoder_units=512)]
     cells = comparison.cells(runs, "paper")
-    assert cells["mnist", "concrete"].ids == (runs[0]["id"], runs[1]["id"])
-    assert cells["mnist", "marginal"].ids == (runs[5]["id"],)
-    assert cells["cifar100", "concrete"].n == 0
-    assert comparison.cells(runs, "small")["mnist", "concrete"].ids == (runs[6]["id"],)
+    assert [r["id"] for r in cells["mnist", "literal"].records] == [runs[0]["id"], runs[1]["id"]]
+    assert [r["id"] for r in cells["mnist", "marginal"].records] == [runs[5]["id"]]
+    assert [r["id"] for r in cells["mnist", "closed"].records] == [runs[7]["id"]]
+    assert cells["cifar100", "literal"].n == 0
+    assert comparison.cells(runs, "small")["mnist", "literal"].records == (runs[6],)
+    assert comparison.cells(runs, "half")["mnist", "literal"].records == (runs[8],)
+    assert comparison.cells(runs, "paper", decoder_units=512)["mnist", "literal"].records == (runs[9],)
 
 
-def test_seconds_of_runs_that_shared_the_device_do_not_count():
-    cell = comparison.cells([record(0), record(1, at_once=8)], "paper")["mnist", "concrete"]
-    assert cell.seconds[0] == 100.0 and np.isnan(cell.seconds[1])
-    assert comparison.table({("mnist", "concrete"): cell})["ours (hours)"].item() == "0.028"
+@pytest.mark.parametrize(("changes", "alone"), [
+    ({}, True), ({"at_once": 8}, False), ({"processor": 99.0}, True), ({"processor": 60.0}, False)])
+def test_seconds_of_a_run_that_shared_its_device_do_not_count(changes, alone):
+    cell = comparison.cells([record(0, **changes)], "paper")["mnist", "literal"]
+    assert cell.alone.tolist() == [alone]
+    assert cell.seconds[0] == 100.0 if alone else np.isnan(cell.seconds[0])
+    if "processor" in changes:
+        assert cell.core_hours[0] == changes["processor"] / 3600
 
 
-def test_the_table_says_how_many_runs_it_has_and_where_it_has_none():
+def test_the_table_has_a_row_for_each_cell_that_has_runs_and_says_what_is_lacking():
     cells = comparison.cells([record(0, -50.0), record(1, -52.0)], "paper")
     table = comparison.table(cells)
-    assert table.loc[("mnist", "concrete"), "ours (nats)"] == "-51.00 ± 1.41"
-    assert table.loc[("mnist", "concrete"), "n"] == 2
-    assert table.loc[("cifar100", "marginal"), "ours (nats)"] == "no run yet"
-    assert table.loc[("cifar100", "marginal"), "paper (nats)"] == "-1725.47 ± 2.20"
+    assert list(table.index) == [("mnist", "literal")]
+    assert table.loc[("mnist", "literal"), "ours (nats)"] == "-51.00 ± 1.41"
+    assert table.loc[("mnist", "literal"), "n"] == 2
+    assert table.loc[("mnist", "literal"), "away (sd)"] == f"{(-51 + 46.96) / 0.81:+.1f}"
+    wanted = {"literal": 5, "closed": 5, "marginal": 3}
+    missing = comparison.lacking(cells, wanted)
+    assert missing["mnist", "literal"] == 3 and missing["cifar100", "marginal"] == 3
+    assert sum(missing.values()) == 26 - 2
+    assert comparison.table(comparison.cells([], "paper")).empty
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "equivalent"), (5.0, "different"),
+                                                (-5.0, "different"), (0.8, "undecided")])
+def test_there_are_three_verdicts(shift, verdict):
+    values = np.array([-0.3, -0.1, 0.0, 0.1, 0.3])
+    assert comparison.equivalence(values + shift, values, 0.8)["verdict"] == verdict
 
 
 def test_equivalence_agrees_with_its_interval_and_with_a_hand_computation():

@@ -14,11 +14,12 @@ import pytest
 import torch
 import torchvision
 
-from cgmvae import data
-from cgmvae.experiment import DATASETS, Dataset, Experiment, ExperimentError
+from cgmvae import data, files
+from cgmvae.datasets import DATASETS, known, sample_of
+from cgmvae.experiment import Experiment, ExperimentError
 
 TRAIN, TEST = 60, 30
-FULL = ("mnist", "cifar100")
+FULL = tuple(name for name, facts in DATASETS.items() if facts.source)
 
 
 def fake(name, seed=0):
@@ -28,18 +29,18 @@ def fake(name, seed=0):
     for part, count in (("train", TRAIN), ("test", TEST)):
         shape = (count, *DATASETS[name].images)
         arrays[f"{part}_images"] = rng.integers(0, 256, shape, dtype=np.uint8)
-        classes = 10 if name == "mnist" else 100
+        classes = len(DATASETS[name].class_names) or 100
         arrays[f"{part}_labels"] = rng.integers(0, classes, count, dtype=np.uint8)
-    return data._with_superclasses(name, arrays)
+    return files._with_superclasses(name, arrays)
 
 
-def digest(arrays):
+def digest(name, arrays):
     kinds = [k for k in ("images", "labels", "superclasses") if f"train_{k}" in arrays]
     hashes = [h for part in ("train", "test")
-              for h in data.image_hashes(part, *(arrays[f"{part}_{k}"] for k in kinds))]
+              for h in files.image_hashes(part, *(arrays[f"{part}_{k}"] for k in kinds))]
     if "class_names" in arrays:
-        return data.digest_of(hashes, (*arrays["class_names"], *arrays["superclass_names"]))
-    return data.digest_of(hashes, tuple("0123456789"))
+        return files.digest_of(hashes, (*arrays["class_names"], *arrays["superclass_names"]))
+    return files.digest_of(hashes, DATASETS[name].class_names)
 
 
 @pytest.fixture(params=FULL)
@@ -47,9 +48,9 @@ def cached(request, tmp_path, monkeypatch):
     """A small data set that passes for the full one: its name, arrays and file."""
     name = request.param
     monkeypatch.setenv("CGMVAE_DATA", str(tmp_path))
-    monkeypatch.setitem(DATASETS, name, Dataset(DATASETS[name].images, TRAIN, TEST, 10, name))
     arrays = fake(name)
-    monkeypatch.setitem(data.DIGESTS, name, digest(arrays))
+    monkeypatch.setitem(DATASETS, name, dataclasses.replace(
+        DATASETS[name], train=TRAIN, test=TEST, digest=digest(name, arrays)))
     path = tmp_path / f"{name}.npz"
     np.savez(path, **arrays)
     return name, arrays, path
@@ -78,6 +79,35 @@ def refused(name, path, *words):
     assert "\n" not in message
 
 
+# The facts
+
+
+def test_each_sample_is_that_of_a_full_set():
+    assert {name: sample_of(name) for name in FULL} == {
+        "mnist": "mnist-sample", "cifar100": "cifar100-sample", "fashion-mnist": None}
+    assert sample_of("mnist-sample") is None
+    assert known("mnist-sample") and not known("mnist-samples")
+
+
+def test_a_digest_that_is_not_known_is_not_checked_but_recorded(tmp_path, monkeypatch):
+    """Fashion-MNIST: in MNIST's format, with names for its labels, its own digest in the record."""
+    facts = DATASETS["fashion-mnist"]
+    assert facts.digest is None and facts.class_names[9] == "Ankle boot"
+    assert (facts.images, facts.train, facts.test, facts.K) == ((1, 28, 28), 60_000, 10_000, 10)
+    e = Experiment(dataset="fashion-mnist")
+    assert (e.K, e.likelihood, e.binarisation) == (10, "cross_entropy", "none")
+    monkeypatch.setenv("CGMVAE_DATA", str(tmp_path))
+    monkeypatch.setitem(DATASETS, "fashion-mnist", dataclasses.replace(facts, train=TRAIN, test=TEST))
+    for seed in (0, 1):
+        arrays = fake("fashion-mnist", seed)
+        np.savez(tmp_path / "fashion-mnist.npz", **arrays)
+        images = data.load("fashion-mnist")
+        assert images.digest == digest("fashion-mnist", arrays)
+        assert images.group_names == facts.class_names
+    np.savez(tmp_path / "fashion-mnist.npz", **{**arrays, "test_labels": arrays["test_labels"][1:]})
+    refused("fashion-mnist", tmp_path / "fashion-mnist.npz", "test_labels")
+
+
 # The cache folder
 
 
@@ -104,7 +134,7 @@ def test_an_unknown_name_is_refused_before_any_work(no_network):
 def test_a_good_file_is_read_whole(cached):
     name, arrays, _ = cached
     images = data.load(name)
-    assert images.name == name and images.digest == data.DIGESTS[name]
+    assert images.name == name and images.digest == DATASETS[name].digest
     for part, count in (("train", TRAIN), ("test", TEST)):
         pixels, labels = getattr(images, f"{part}_images"), getattr(images, f"{part}_labels")
         assert pixels.dtype == torch.uint8 and pixels.shape == (count, *DATASETS[name].images)
@@ -112,9 +142,10 @@ def test_a_good_file_is_read_whole(cached):
         found = {(p.numpy().tobytes(), int(y)) for p, y in zip(pixels, labels)}
         assert found == {(p.tobytes(), int(y)) for p, y in
                          zip(arrays[f"{part}_images"], arrays[f"{part}_labels"])}
-    if name == "mnist":
+    if DATASETS[name].superclasses is None:
         assert images.train_superclasses is None and images.test_superclasses is None
-        assert images.class_names == images.group_names == tuple("0123456789")
+        assert images.class_names == images.group_names == DATASETS[name].class_names
+        assert len(images.class_names) == 10
         assert images.superclass_names == ()
         assert images.train_groups is images.train_labels
         assert images.test_groups is images.test_labels
@@ -256,7 +287,7 @@ def torchvision_has(cached, monkeypatch):
     name, arrays, path = cached
     path.unlink()
     source = type("Source", (FakeTorchvision,), {"arrays": arrays, "downloads": 0})
-    monkeypatch.setattr(torchvision.datasets, name.upper(), source)
+    monkeypatch.setattr(torchvision.datasets, DATASETS[name].source, source)
     return name, arrays, path, source
 
 
@@ -301,9 +332,10 @@ def test_without_a_network_the_way_out_is_said(name, tmp_path, monkeypatch, no_n
     with pytest.raises(data.DataError) as caught:
         data.load(name)
     message = str(caught.value)
-    for word in (f"download of '{name}' failed", "no network", f"'{name}-sample'",
-                 str(tmp_path / f"{name}.npz")):
+    for word in (f"download of '{name}' failed", "no network", str(tmp_path / f"{name}.npz")):
         assert word in message
+    assert ("is embedded in the package" in message) == (sample_of(name) is not None)
+    assert f"{sample_of(name)!r}" in message or sample_of(name) is None
     assert "\n" not in message
     assert no_network and list(tmp_path.iterdir()) == []
 
@@ -333,7 +365,7 @@ def test_the_samples_are_balanced_real_and_need_nothing(name, train, test, monke
     assert torch.bincount(images.test_labels).tolist() == [test] * classes
     assert images.train_images.shape == (DATASETS[name].train, *DATASETS[name].images)
     assert images.test_images.shape == (DATASETS[name].test, *DATASETS[name].images)
-    assert images.digest == data.DIGESTS[name]
+    assert images.digest == DATASETS[name].digest
     mean = {"mnist-sample": 33.3184, "cifar100-sample": 121.9363}[name]  # of the full data set
     assert abs(images.train_images.double().mean() - mean) < 3
     every = torch.cat([images.train_images, images.test_images]).numpy()
@@ -351,9 +383,8 @@ def test_digits_are_upright_and_their_labels_right():
 
 
 def test_the_samples_are_small_and_their_terms_stated():
-    files = list(data.SAMPLES.iterdir())
-    assert sum(f.stat().st_size for f in files) <= 6_000_000
-    text = (data.SAMPLES / "README.md").read_text(encoding="utf-8")
+    assert sum(f.stat().st_size for f in files.SAMPLES.iterdir()) <= 6_000_000
+    text = (files.SAMPLES / "README.md").read_text(encoding="utf-8")
     for word in ("LeCun", "CC BY-SA 3.0", "Krizhevsky", "no explicit licence", "make_samples.py"):
         assert word in text
 
@@ -362,8 +393,8 @@ def test_the_samples_are_small_and_their_terms_stated():
                                   "cifar100.json"])
 def test_a_damaged_sample_says_to_reinstall(name, tmp_path, monkeypatch):
     copy = tmp_path / "samples"
-    shutil.copytree(data.SAMPLES, copy)
-    monkeypatch.setattr(data, "SAMPLES", copy)
+    shutil.copytree(files.SAMPLES, copy)
+    monkeypatch.setattr(files, "SAMPLES", copy)
     data.load("cifar100-sample")
     (copy / name).write_bytes((copy / name).read_bytes()[:-40])
     with pytest.raises(data.DataError, match="was not used.*Reinstall"):

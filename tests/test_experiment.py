@@ -217,7 +217,7 @@ def test_a_device_that_is_not_here(name, no_work, monkeypatch):
 
 
 def test_devices_are_found(monkeypatch):
-    for cuda, mps, found in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+    for cuda, mps, found in ((True, True, "cuda"), (False, True, "cpu"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert devices.find_device("auto").type == found

@@ -6,7 +6,7 @@ import helpers
 import pytest
 import torch
 
-from cgmvae import checkpoints, training
+from cgmvae import checkpoints, graphs, training
 
 
 class FakeGraph:
@@ -59,7 +59,7 @@ def recorded(trainer):
         return graph
     torch.cuda.CUDAGraph = with_trainer
     try:
-        trainer.advance = training.record_graph(trainer)
+        trainer.advance = graphs.record_graph(trainer)
     finally:
         torch.cuda.CUDAGraph = make
     return trainer

@@ -1,5 +1,6 @@
 """The files around the book agree: the lock, the ranges, the two commands, the versions."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,13 +16,17 @@ from packaging.specifiers import SpecifierSet
 import cgmvae
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+LOCKS = {"book": "requirements.lock", "browser": "requirements-browser.lock",
+         "workflow": "requirements-workflow.lock"}
+every_lock = pytest.mark.parametrize("of", LOCKS)
 MODULES = sorted(path.stem for path in (ROOT / "cgmvae").glob("*.py") if path.stem[0] != "_")
 
 
-def locked() -> dict[str, tuple[list[str], str]]:
-    """Name -> (the versions that requirements.lock has of it, its block of text)."""
-    text = re.sub(r"(?m)^ *#.*\n", "", (ROOT / "requirements.lock").read_text())
+def locked(of: str) -> dict[str, tuple[list[str], str]]:
+    """Name -> (the versions that a lock has of it, its block of text)."""
+    text = re.sub(r"(?m)^ *#.*\n", "", (ROOT / LOCKS[of]).read_text())
     found: dict[str, tuple[list[str], str]] = {}
     for block in re.split(r"\n(?=\S)", text.strip()):
         requirement = Requirement(block.split("\\")[0].strip())
@@ -32,33 +37,55 @@ def locked() -> dict[str, tuple[list[str], str]]:
     return found
 
 
-def wanted() -> list[Requirement]:
-    """Every requirement of pyproject.toml, the extras included, but not the package itself."""
-    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+def wanted(of: str) -> list[Requirement]:
+    """Every requirement of pyproject.toml that a lock is made of, but not the package itself."""
+    if of == "book":
+        lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    else:
+        lists = [PYPROJECT["dependency-groups"][of]]
     every = [Requirement(line) for lines in lists for line in lines]
     return [r for r in every if r.name != PROJECT["name"]]
 
 
-def test_lock_has_hashes_and_no_address():
-    for name, (_, block) in locked().items():
+def test_every_group_has_its_lock():
+    assert {"book", *PYPROJECT["dependency-groups"]} == set(LOCKS)
+
+
+@every_lock
+def test_lock_has_hashes_and_no_address(of):
+    for name, (_, block) in locked(of).items():
         assert "--hash=sha256:" in block, f"{name} has no hash"
-    text = (ROOT / "requirements.lock").read_text()
+    text = (ROOT / LOCKS[of]).read_text()
     assert "://" not in text
     assert not re.search(r"(?m)^(-i\b|-f\b|--index|--extra-index|--find-links)", text)
 
 
-def test_lock_is_within_the_ranges():
-    lock = locked()
-    for requirement in wanted():
+@every_lock
+def test_lock_is_within_the_ranges(of):
+    lock = locked(of)
+    for requirement in wanted(of):
         assert requirement.name in lock, f"{requirement.name} is not in the lock: make lock"
         for version in lock[requirement.name][0]:
             assert requirement.specifier.contains(version, prereleases=True), (
                 f"the lock has {requirement.name} {version}, not {requirement}: make lock")
 
 
-def test_ranges_do_not_pin():
+def test_locks_that_share_an_environment_agree():
+    """The browser's goes on top of the book's."""
+    book = locked("book")
+    for name, (versions, _) in locked("browser").items():
+        assert name not in book or set(versions) <= set(book[name][0]), f"{name}: make lock"
+
+
+def test_book_does_without_what_its_build_and_tests_do_not_need():
+    """Snakemake comes in part as source, and Playwright is the largest of what few need."""
+    assert not {"snakemake", "immutables", "connection-pool", "playwright"} & set(locked("book"))
+
+
+@every_lock
+def test_ranges_do_not_pin(of):
     """An exact pin in the package would keep it out of other environments; the lock has those."""
-    for requirement in wanted():
+    for requirement in wanted(of):
         operators = {s.operator for s in requirement.specifier}
         assert not operators & {"==", "===", "~="}, requirement
         assert requirement.specifier, f"{requirement.name} has no lower bound"
@@ -67,9 +94,28 @@ def test_ranges_do_not_pin():
 def test_python_range():
     python = SpecifierSet(PROJECT["requires-python"])
     runs = [f"3.{minor}" for minor in range(8, 20) if python.contains(f"3.{minor}.1")]
-    assert runs == ["3.11", "3.12", "3.13"]
-    jobs = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())["jobs"]
-    assert set(jobs["test"]["strategy"]["matrix"]["python"]) <= set(runs)
+    assert runs == ["3.11", "3.12", "3.13", "3.14", "3.15"]
+    for workflow, job in (("book", "test"), ("weekly", "newest")):
+        jobs = yaml.safe_load((ROOT / f".github/workflows/{workflow}.yml").read_text())["jobs"]
+        assert jobs[job]["strategy"]["matrix"]["python"] == [runs[0], runs[-1]]
+
+
+def test_the_makefile_takes_the_same_pythons():
+    text = (ROOT / "Makefile").read_text()
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 15)" in text
+    search = re.search(r"for p in python3 ([^;]+);", text)[1].split()
+    assert search == [f"python3.{minor}" for minor in (15, 14, 13, 12, 11)]
+
+
+def test_the_makefile_needs_no_more_than_the_make_of_macos():
+    """GNU Make 3.81 of 2006: what came later it would misread in silence."""
+    text = re.sub(r"(?m)^#.*", "", (ROOT / "Makefile").read_text())
+    later = [r"\.ONESHELL", r"\.SHELLFLAGS", r"\.EXTRA_PREREQS", r"\$\((?:file|guile|let|intcmp) ", r"(?m)^[^\t]*!=",
+             r"(?m)^undefine ", r"(?m)^private ", r"(?m)^[^\t=]*:::?:=", r"&:"]
+    assert [pattern for pattern in later if re.search(pattern, text)] == []
+    gnu_alone = [r"\bsed -[iErz]", r"\bfind\b[^\n]*-(?:printf|regextype)", r"\bstat -c", r"\bdu -[bB]", r"\bsha\d+sum",
+                 r"\bmd5sum", r"\breadlink -f", r"\bcp -[aut]\b", r"\bgrep -P", r"\bxargs -[rd]", r"\bsort -V", r"\bnproc\b"]
+    assert [pattern for pattern in gnu_alone if re.search(pattern, text)] == []
 
 
 def test_conda_road_leads_to_the_lock():
@@ -93,8 +139,9 @@ def test_binder_has_the_packages_requirements():
 
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    codemeta = json.loads((ROOT / "codemeta.json").read_text())
     changelog = re.search(r"(?m)^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text())
-    assert {cgmvae.__version__, citation["version"], changelog[1]} == {PROJECT["version"]}
+    assert {cgmvae.__version__, citation["version"], codemeta["version"], changelog[1]} == {PROJECT["version"]}
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "index.md",

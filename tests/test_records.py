@@ -4,18 +4,22 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from helpers import small
 
 import cgmvae
-from cgmvae import checkpoints, data, devices, experiment, records, training
+from cgmvae import annealing, checkpoints, data, devices, evaluation, experiment, records, training
+from cgmvae.datasets import DATASETS
 from cgmvae.experiment import Experiment
-from cgmvae.records import curves, frame, read, read_all, run, table, write
+from cgmvae.records import curves, frame, information, read, read_all, table, write
+from cgmvae.run import run
 
-SCHEMA = json.loads((Path(cgmvae.__file__).parent / "record.schema.json").read_text())
+SCHEMA = records.schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 E = small(K=4)
 
@@ -86,11 +90,26 @@ def test_the_schema_refuses(record, part, key, value):
 def test_the_schema_knows_every_choice():
     properties = SCHEMA["properties"]["experiment"]["properties"]
     assert list(properties) == [f.name for f in dataclasses.fields(Experiment)]
-    for field, names in (("dataset", experiment.DATASETS), ("estimator", experiment.ESTIMATORS),
-                         ("kl_y_form", (*experiment.KL_Y_FORMS, None)), ("annealing", experiment.SCHEDULES),
-                         ("likelihood", experiment.LIKELIHOODS), ("padding", experiment.PADDINGS),
-                         ("binarisation", experiment.BINARISATIONS)):
-        assert properties[field]["enum"] == list(names)
+    named, own = properties["dataset"]["anyOf"]
+    assert named["enum"][:5] == ["mnist", "cifar100", "mnist-sample", "cifar100-sample", "fashion-mnist"]
+    assert re.fullmatch(own["pattern"], "images-my-photos-0a1b2c3d")
+    assert properties["annealing"]["enum"] == ["ramp", "printed", "linear", "none", None]
+    assert properties["padding"]["enum"] == ["same", "valid"]
+    assert properties["K"]["type"] == ["integer", "null"] and properties["K"]["minimum"] == 1
+    assert properties["validation_fraction"]["exclusiveMaximum"] == 1
+
+
+def test_what_is_registered_is_known_everywhere(record, monkeypatch):
+    """A schedule of a notebook's own: trained, recorded, and its record keeps to the schema."""
+    monkeypatch.setitem(annealing.SCHEDULES, "half", lambda t, steps: torch.as_tensor(t) * 0 + 0.5)
+    e = Experiment(annealing="half")
+    record["experiment"] |= {"annealing": "half"}
+    assert e.annealing == "half"
+    assert jsonschema.Draft202012Validator(records.schema()).is_valid(record)
+    assert not VALIDATOR.is_valid(record)
+
+
+def test_the_schema_knows_every_scale_and_place():
     assert SCHEMA["properties"]["preset"]["enum"] == [*experiment.PRESETS, "custom"]
     environment = SCHEMA["properties"]["environment"]["properties"]
     assert set(environment["precision"]["enum"]) == set(devices.PRECISIONS) - {"auto"}
@@ -114,7 +133,7 @@ def test_a_record_says_what_was_run_and_how_it_went(record):
     environment = record["environment"]
     how = [environment[k] for k in ("device", "precision", "compile")]
     assert how == ["cpu", "float32", "none"]
-    assert environment["data_digest"] == data.DIGESTS["mnist-sample"]
+    assert environment["data_digest"] == DATASETS["mnist-sample"].digest
     assert environment["libraries"]["cgmvae"] == cgmvae.__version__
 
 
@@ -122,7 +141,7 @@ def test_the_weights_of_a_run_are_kept_and_its_checkpoint_is_not(results, record
     paths = records.Paths(results, E)
     model, e = checkpoints.load_weights(paths.weights)
     splits = data.split(e, data.load(e.dataset), "cpu")
-    metrics = records.evaluation.evaluate(model, splits, e)
+    metrics = evaluation.evaluate(model, splits, e)
     assert e == E and metrics == pytest.approx(record["metrics"])
     assert not list(paths.checkpoint.parent.iterdir())
 
@@ -238,3 +257,11 @@ def test_curves_are_by_epoch(record):
     rows = curves(record)
     assert rows.index.tolist() == [1, 2, 3] and rows.index.name == "epoch"
     assert rows.loc[2, "validation_loss"] == record["progress"]["curves"][1]["validation_loss"]
+
+
+def test_information_of_an_older_record_follows_from_what_it_holds(record):
+    known = record["metrics"].pop("test_information")
+    assert known > 0
+    assert information(record) == pytest.approx(known, abs=1e-6)
+    record["metrics"]["test_information"] = 0.25
+    assert information(record) == 0.25

@@ -9,6 +9,7 @@ from helpers import BAD, BAD_PLACES, assert_says, small
 
 from cgmvae import data, training
 from cgmvae.__main__ import main
+from cgmvae.datasets import DATASETS
 from cgmvae.experiment import Experiment
 
 SMALL = ["train", "--dataset", "mnist-sample", "--train_limit", "60", "--batch_size", "10",
@@ -113,7 +114,7 @@ def test_table_of_no_records(tmp_path, capsys):
 def test_data_says_what_is_there(capsys):
     assert main(["data", "mnist-sample"]) == 0
     assert capsys.readouterr().out == ("mnist-sample: 4000 training and 1000 test images, digest "
-                                       f"{data.DIGESTS['mnist-sample']}\n")
+                                       f"{DATASETS['mnist-sample'].digest}\n")
     message = refused(["data", "mnist-samples"], capsys)
     assert_says(message, {"dataset": "mnist-samples"}, "dataset", "one of 'mnist'")
 

@@ -11,6 +11,7 @@ import pytest
 from cgmvae import checkpoints, records, sweep
 from cgmvae.__main__ import main
 from cgmvae.experiment import ExperimentError
+from cgmvae.run import run
 
 CELL = {"dataset": "mnist-sample", "train_limit": 60, "batch_size": 10, "epochs": 4, "iw_samples": 2,
         "z_dim": 8}
@@ -65,7 +66,7 @@ def test_runs_taken_in_turn_end_as_they_do_one_by_one(tiny):
     assert sweep.sweep("tiny", out=tiny, minutes=5, at_once=3) == 4
     alone = tiny.parent / "alone"
     for e in sweep.runs("tiny"):
-        records.run(e, results=alone)
+        run(e, results=alone)
     assert results(tiny) == results(alone)
     shared = {r["environment"]["runs_at_once"] for r in records.read_all(tiny)}
     assert shared == {3} and {s.state for s in sweep.states("tiny", [tiny])} == {"done"}
@@ -88,7 +89,7 @@ def test_no_time_left_leaves_checkpoints_that_the_next_call_goes_on_from(tiny, m
 
 def test_a_record_in_the_books_results_counts_as_done(tiny):
     first = sweep.runs("tiny")[0]
-    records.run(first, results=records.results_folder())
+    run(first, results=records.results_folder())
     assert [s.state for s in sweep.states("tiny", [records.results_folder(), tiny])].count("done") == 1
     assert sweep.sweep("tiny", out=tiny, minutes=5) == 3
     assert not records.Paths(tiny, first).record.exists()
@@ -133,7 +134,7 @@ def test_publish_keeps_single_precision_where_half_moves_the_value(tiny):
 
 
 def test_status_counts_what_is_there(tiny, capsys, monkeypatch):
-    records.run(sweep.runs("tiny")[0], results=tiny)
+    run(sweep.runs("tiny")[0], results=tiny)
     assert main(["sweep", "tiny", "--status", "--out", str(tiny)]) == 0
     name, head, *lines = capsys.readouterr().out.split("\n")[1:-1]
     assert name == "tiny" and head.split()[-3:] == ["done", "unfinished", "missing"]

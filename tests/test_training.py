@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -20,10 +21,11 @@ from safetensors.torch import load_file
 import cgmvae
 from cgmvae import checkpoints, data, evaluation, objectives, records, training
 from cgmvae.__main__ import main
-from cgmvae.experiment import ESTIMATORS, Experiment
 from cgmvae.evaluation import validate
+from cgmvae.experiment import ESTIMATORS, Experiment
 from cgmvae.seeds import derived_seed
-from cgmvae.training import NonFiniteLoss, fit
+from cgmvae.run import _interrupt_between_steps, fit
+from cgmvae.training import NonFiniteLoss
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -195,7 +197,8 @@ def break_at(monkeypatch, step: int, term: str, value: float) -> list:
             terms[term] = torch.cat([terms[term][:-1], torch.full((1,), value)])
         return terms
 
-    monkeypatch.setitem(objectives.ESTIMATORS, "concrete", broken)
+    monkeypatch.setitem(objectives.ESTIMATORS, "concrete", dataclasses.replace(
+        objectives.ESTIMATORS["concrete"], terms=broken))
     return calls
 
 
@@ -355,7 +358,7 @@ def python_handles_ctrl_c():
 
 
 def test_a_second_ctrl_c_does_not_wait(python_handles_ctrl_c):
-    with pytest.raises(KeyboardInterrupt), training._interrupt_between_steps() as asked:
+    with pytest.raises(KeyboardInterrupt), _interrupt_between_steps() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked.is_set()
         os.kill(os.getpid(), signal.SIGINT)
@@ -368,7 +371,7 @@ def test_stopped_between_training_and_the_record(monkeypatch, tmp_path, where):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         def stop(*_, **__):
             raise KeyboardInterrupt
-        patch.setattr(records.evaluation if where == "evaluate" else records, where, stop)
+        patch.setattr(evaluation if where == "evaluate" else records, where, stop)
         cgmvae.run(small(), results=tmp_path / "stopped")
     assert not list((tmp_path / "stopped" / "runs").iterdir())
     stopped = cgmvae.run(small(), results=tmp_path / "stopped")

@@ -1,5 +1,6 @@
 """The Snakemake workflow: its jobs, its submit path, and what a failed run leaves."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,21 +12,25 @@ import pytest
 from cgmvae import records, sweep
 
 BOOK = Path(__file__).resolve().parent.parent
+OWN = BOOK / ".venv-workflow" / "bin" / "python"  # what `make workflow` sets up
+SNAKEMAKE = OWN if OWN.exists() else Path(sys.executable) if importlib.util.find_spec("snakemake") else None
+pytestmark = pytest.mark.skipif(SNAKEMAKE is None, reason="no Snakemake here: `make workflow` sets it up")
 
 
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """The workflow, with its own working folder."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(BOOK / "workflow/Snakefile"),
+def snakemake(folder: Path, *arguments: str, **config) -> subprocess.CompletedProcess:
+    """The workflow, with its own working folder, and a `results` in it."""
+    config = {"results": folder / "results", "python": sys.executable} | config
+    command = [SNAKEMAKE, "-m", "snakemake", "--snakefile", str(BOOK / "workflow/Snakefile"),
                "--directory", str(folder), "--cores", "1", "--rerun-incomplete", "--keep-going",
-               *arguments]
+               *arguments, "--config", *(f"{name}={value}" for name, value in config.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1",
-                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+                   "PATH": f"{SNAKEMAKE.parent}:{os.environ['PATH']}"}
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment,
                           stdin=subprocess.DEVNULL)
 
 
 def test_table1_is_a_job_for_each_of_its_44_runs(tmp_path):
-    out = snakemake(tmp_path, "--dry-run", "--config", f"results={tmp_path}/results", "table=table1")
+    out = snakemake(tmp_path, "--dry-run", table="table1")
     assert out.returncode == 0, out.stderr
     for e in sweep.runs("table1"):
         assert f"runs/{e.id}.json" in out.stdout + out.stderr
@@ -35,14 +40,18 @@ def test_a_finished_run_is_not_a_job(tmp_path):
     done = records.Paths(tmp_path / "results", sweep.runs("table1")[0]).record
     done.parent.mkdir(parents=True)
     done.write_text("{}")
-    out = snakemake(tmp_path, "--dry-run", "--config", f"results={tmp_path}/results", "table=table1",
-                    "limit=1")
+    out = snakemake(tmp_path, "--dry-run", table="table1", limit=1)
     assert out.returncode == 0 and "Nothing to be done" in out.stdout + out.stderr
 
 
+def test_a_table_that_is_none_is_refused_in_one_sentence(tmp_path):
+    out = snakemake(tmp_path, "--dry-run", table="table2")
+    assert out.returncode != 0
+    assert "table must be one of" in out.stderr and "Traceback" not in out.stderr
+
+
 def test_a_failed_run_keeps_its_notebook_and_leaves_no_record(tmp_path):
-    out = snakemake(tmp_path, "--config", f"results={tmp_path}/results", "table=trial", "limit=1",
-                    "device=mps")
+    out = snakemake(tmp_path, table="trial", limit=1, device="mps")
     e = sweep.runs("trial")[0]
     assert out.returncode != 0
     assert not records.Paths(tmp_path / "results", e).record.exists()
@@ -59,8 +68,7 @@ def test_jobs_go_through_a_submit_command(tmp_path):
                       "echo $!\n")
     submit.chmod(0o755)
     out = snakemake(tmp_path, "--executor", "cluster-generic", "--cluster-generic-submit-cmd",
-                    str(submit), "--jobs", "1", "--config", f"results={tmp_path}/results",
-                    "table=trial", "limit=1")
+                    str(submit), "--jobs", "1", table="trial", limit=1)
     assert out.returncode == 0, out.stdout + out.stderr
     assert (tmp_path / "submitted").read_text() == "submitted\n"
     e = sweep.runs("trial")[0]

@@ -6,7 +6,7 @@ The full data sets are loaded as for a run (downloaded if the cache folder lacks
 images of each class in the order of their hashes are taken, train from train and test from test,
 none twice: a choice without a seed that does not depend on the order in the full files. They are
 written, class after class, as lossless WebP sprite sheets beside an .npz of their labels. Prints
-the digests, which belong in `DIGESTS` of cgmvae/data.py, and the sizes.
+the digests, which belong in cgmvae/datasets.py, and the sizes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cgmvae.data import SAMPLES, SHEET_COLUMNS, digest_of, image_hashes, load
-
-A_CLASS = {"mnist": {"train": 400, "test": 100}, "cifar100": {"train": 20, "test": 5}}
-"""Images of each class (the digit, the fine class) in a sample."""
+from cgmvae.datasets import DATASETS, sample_of
+from cgmvae.files import SAMPLES, SHEET_COLUMNS, digest_of, image_hashes, load
 
 
 def sheet(images: np.ndarray) -> np.ndarray:
@@ -29,10 +27,11 @@ def sheet(images: np.ndarray) -> np.ndarray:
 
 
 def make(dataset: str) -> None:
-    """Write the sample of one data set."""
-    images = load(dataset)
+    """Write the sample of one data set: as many images of each class as its facts say."""
+    images, sample = load(dataset), sample_of(dataset)
     labels, hashes = {}, []
-    for part, count in A_CLASS[dataset].items():
+    for part in ("train", "test"):
+        count = getattr(DATASETS[sample], part) // len(images.class_names)
         classes = getattr(images, f"{part}_labels")
         pixels = getattr(images, f"{part}_images")
         twin = torch.zeros(len(pixels), dtype=torch.bool)  # CIFAR-100 has some images twice
@@ -46,13 +45,13 @@ def make(dataset: str) -> None:
             kinds.append(getattr(images, f"{part}_superclasses")[chosen].numpy().astype(np.uint8))
         hashes += image_hashes(part, pixels, *kinds)
         picture = Image.fromarray(sheet(pixels).squeeze())
-        path = SAMPLES / f"{dataset}-sample-{part}.webp"
+        path = SAMPLES / f"{sample}-{part}.webp"
         picture.convert("RGB").save(path, lossless=True, quality=100, method=6)
         print(f"{path}: {len(pixels)} images, {path.stat().st_size} bytes")
-    np.savez_compressed(SAMPLES / f"{dataset}-sample.npz", **labels)
-    print(f"{dataset}-sample", digest_of(hashes, images.class_names + images.superclass_names))
+    np.savez_compressed(SAMPLES / f"{sample}.npz", **labels)
+    print(sample, digest_of(hashes, images.class_names + images.superclass_names))
 
 
 if __name__ == "__main__":
-    for name in A_CLASS:
+    for name in filter(sample_of, list(DATASETS)):
         make(name)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from jupyter_cache import get_cache
 
-from cgmvae.records import processor
+from cgmvae.run import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
         missing = None if CHROMIUM else (
             "no Chromium on the path: install one, for instance with `apt install chromium`")
     except ImportError:
-        missing = "Playwright is missing: `pip install -e .[browser]`"
+        missing = "Playwright is missing: `make browser` installs it"
     for item in items:
         if missing and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=missing))

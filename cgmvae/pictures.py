@@ -1,0 +1,127 @@
+"""A reader's image files, one by one: where they are, and what small square each becomes."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cgmvae.datasets import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the file's name says, nothing else is decoded
+SIDES = {1: 28, 3: 32}  # of grey and of coloured images: those of the paper's data sets
+LEAST_PIXELS = 8  # an image with a shorter side is an icon or a tracking pixel
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image that may be read. `open` gives it; `part` is None where its hash decides."""
+
+    where: str
+    open: Callable[[], Image.Image]
+    label: str | None = None
+    part: str | None = None
+
+
+def files(folder: Path, failed: list[str]) -> Iterator[Path]:
+    """The files below a folder, hidden ones left out; links are followed, each folder once."""
+    seen = set()
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: failed.append(
+            f"{error.filename!r} ({error.strerror})")):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if f[0] != ".")
+        yield from (Path(here, f) for f in sorted(names) if f[0] != ".")
+
+
+def in_folder(folder: Path) -> tuple[list[Source], list[str], int]:
+    """Its images, what could not be looked into, and how many other files there are."""
+    sources, failed, others = [], [], 0
+    for path in files(folder, failed):
+        inside = path.relative_to(folder)
+        if path.suffix.lower() not in SUFFIXES:
+            others += 1
+            continue
+        label = _text(inside.parts[0]) if len(inside.parts) > 1 else None
+        sources.append(Source(str(inside), partial(_open, path), label))
+    return sources, failed, others
+
+
+def in_npz(path: Path) -> list[Source]:
+    """Its images. Raises DataError."""
+    sources = []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        for part in ("",) if "images" in arrays else ("train_", "test_"):
+            images = arrays[f"{part}images"]
+            if images.ndim == 4 and images.shape[1] in SIDES and images.shape[3] not in SIDES:
+                images = images.transpose(0, 2, 3, 1)
+            if images.ndim == 4 and images.shape[3] == 1:
+                images = images[..., 0]
+            if images.dtype != np.uint8 or images.ndim != 3 and images.shape[3:] != (3,):
+                raise ValueError(f"its {part}images are {images.dtype} {images.shape} and not uint8 "
+                                 "(N, H, W), (N, H, W, C) or (N, C, H, W)")
+            labels = arrays.get(f"{part}labels", [None] * len(images))
+            names = arrays.get("class_names")
+            for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+                if label is not None:
+                    label = _text(str(label if names is None else names[label]))
+                sources.append(Source(f"{part}images[{k}]", partial(Image.fromarray, image), label,
+                                      part.rstrip("_") or None))
+    except Exception as error:  # damage shows as almost any exception of zipfile or NumPy
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or repr(error)
+        raise DataError(f"{path} was not used, as it is neither a folder nor an .npz of images: {why}."
+                        ) from error
+    return sources
+
+
+def _text(name: str) -> str:
+    """A class's name, alike whatever system wrote it, without what is no text."""
+    return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():  # a pipe would be waited for
+        raise OSError("no such file" if path.is_symlink() else "not a file")
+    return Image.open(path, formats=FORMATS)
+
+
+def scaled(source: Source, side: int | None, channels: int | None):
+    """uint8 (H, W) in grey, if it is, and (H, W, 3) in colour, if it may be; or why it cannot be."""
+    try:
+        with source.open() as image:
+            if min(image.size) < LEAST_PIXELS:
+                return f"{image.width} x {image.height} pixels: too small"
+            image.draft(None, (4 * (side or SIDES[3]),) * 2)  # a large JPEG need not be read whole
+            plain = _plain(image)
+        grey, colour = None, None
+        if channels != 1:
+            colour = np.asarray(ImageOps.fit(plain.convert("RGB"), (side or SIDES[3],) * 2))
+        if channels == 1 or channels is None and (colour == colour[..., :1]).all():
+            grey = np.asarray(ImageOps.fit(plain.convert("L"), (side or SIDES[1],) * 2))
+        return grey, colour
+    except UnidentifiedImageError:
+        return "no PNG, JPEG or WebP"
+    except Exception as error:  # a damaged file can raise almost anything in Pillow
+        return str(error) or repr(error)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The image upright, of 8 bits, without transparency: of mode L or RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # 16 bits, which Pillow's own conversion can clip
+        return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "L" else image.convert("RGB")

@@ -21,7 +21,7 @@ from cgmvae.experiment import Experiment, ExperimentError, preset
 from cgmvae.notebook import settings
 from cgmvae.own_images import find_dataset, read_images, register_images
 
-SCHEMA = json.loads((Path(cgmvae.__file__).parent / "record.schema.json").read_text())
+SCHEMA = records.schema()
 SHORT = {"epochs": 2, "batch_size": 32, "iw_samples": 2, "z_dim": 8, "K": 3}
 
 

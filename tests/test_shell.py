@@ -91,7 +91,8 @@ def test_table_shows_what_differs(tmp_path, capsys):
     for e, log_px in ((Experiment(seed=0), -46.0), (Experiment(seed=1), -48.0),
                       (Experiment(estimator="marginal"), -40.0)):
         record = {"id": e.id, "preset": e.preset, "experiment": e.as_dict(),
-                  "metrics": {"test_log_px": log_px, "test_kl_y": 1.0, "test_acc": 0.5},
+                  "metrics": {"test_log_px": log_px, "test_kl_y": 1.0, "test_acc": 0.5,
+                              "test_cluster_perplexity": 9.0},
                   "seconds": {"training": 3600.0}, "progress": {"epochs": 9},
                   "environment": {"device_name": "a", "precision": "float32"}}
         (folder / f"{e.id}.json").write_text(json.dumps(record))

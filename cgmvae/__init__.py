@@ -1,7 +1,7 @@
 """Concrete GMVAE: a Gaussian-mixture VAE trained in a time that hardly grows with K.
 
 The modules, in the order in which data flows through them: experiment, data, networks, relaxation,
-model, objectives, annealing, devices, checkpoints, training, evaluation, records, figures. A
+model, objectives, annealing, devices, checkpoints, graphs, training, evaluation, records, figures. A
 finished run is `run(Experiment(...))`; everything else is what that calls.
 """
 

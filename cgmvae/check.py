@@ -182,7 +182,8 @@ def _against_float64(estimator: str, device: torch.device, precision: str, steps
     tolerance = TOLERANCES[precision]
     return Line(gradient <= tolerance and loss <= tolerance / 10,  # neither is true of nan
                 f"{estimator}, {steps} steps in {precision}: expected within {tolerance:g} of "
-                f"float64's gradient and {tolerance / 10:g} of its loss, saw {gradient:.1g} and {loss:.1g}")
+                f"float64's gradient and {tolerance / 10:g} of its loss, "
+                f"saw {gradient:.1g} and {loss:.1g}")
 
 
 def _loss_and_gradient(model: GMVAE, x: Tensor, e: Experiment, seed: int) -> tuple[float, Tensor]:

@@ -221,8 +221,8 @@ def _checked(dataset: str, arrays: dict[str, np.ndarray]) -> Images:
 
 
 def _reason(error: Exception) -> str:
-    if "pickle" in str(error):  # NumPy's own sentence advises to load it all the same
-        return "it holds pickled Python objects, which can run code and are never read here"
+    if isinstance(error, ValueError) and "pickle" in str(error):  # NumPy advises to read it unsafely
+        return "it is no NumPy file, or holds pickled objects, which can run code and are never read"
     return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
 
 

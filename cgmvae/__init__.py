@@ -2,8 +2,8 @@
 
 The modules, in the order in which data flows through them: datasets, files, pictures, own_images,
 binarisation, networks, relaxation, model, objectives, annealing, experiment, data, devices,
-checkpoints, evaluation, training, records, run, figures. A finished run is `run(Experiment(...))`;
-everything else is what that calls.
+checkpoints, evaluation, graphs, training, records, run, figures. A finished run is
+`run(Experiment(...))`; everything else is what that calls.
 """
 
 from cgmvae.checks import ExperimentError

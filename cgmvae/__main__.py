@@ -130,7 +130,9 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0, 1 if `check` finds something wrong, or 2 with one sentence on stderr for bad input, 130 for Ctrl-C."""
+    """Exit status 0; 1 if `check` finds something wrong; 2, with one sentence on stderr, for bad input
+    or a run that lacks memory or room on the disk; 130 for Ctrl-C.
+    """
     args = parser().parse_args(argv)
     try:
         return args.task(args) or 0

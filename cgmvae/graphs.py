@@ -15,7 +15,7 @@ from cgmvae.checks import refuse
 if TYPE_CHECKING:
     from cgmvae.training import Trainer
 
-ROUNDING = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
+ROUNDING = {"float32": 1e-3, "tf32": 1e-2, "bf16": 1e-2}
 """By how much of its size the gradient, or the loss, of a replayed step may differ from a step's."""
 
 

@@ -1,6 +1,13 @@
 """Files of runs: of another run, of something else, cut short; and how they are written."""
 
+import errno
+import os
 import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +17,7 @@ from safetensors.torch import save_file
 import cgmvae
 from cgmvae import checkpoints, training
 from cgmvae.__main__ import main
-from cgmvae.checkpoints import CheckpointError, load_weights, save_weights
+from cgmvae.checkpoints import CheckpointError, DiskError, load_weights, save_weights
 from cgmvae.model import GMVAE
 from cgmvae.records import Paths
 from cgmvae.training import fit
@@ -186,6 +193,64 @@ def test_a_failed_write_during_training_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_file", half_then_fail)
     with pytest.raises(OSError, match="no space left"):
         fit(trainer(small(), checkpoint=tmp_path / "run"))
+
+
+def told_once(error: OSError, path) -> None:
+    text = str(error)
+    assert text.startswith(f"{path} could not be written (") and "\n" not in text
+    assert re.search(r"it takes about [\d,]{5,} bytes, and [\d,]+ bytes are free in ", text)
+
+
+def test_what_was_written_of_a_file_is_removed(tmp_path, monkeypatch):
+    """Half a file would take the place that is lacking."""
+    monkeypatch.setattr(checkpoints, "save_file", half_then_fail)
+    with pytest.raises(DiskError) as error:
+        save_weights(GMVAE(small()), small(), tmp_path / "weights")
+    told_once(error.value, tmp_path / "weights")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_cannot_be_written(tmp_path, monkeypatch):
+    def full(path, text):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(DiskError, match="No space left on device") as error:
+            cgmvae.run(small(), results=tmp_path)
+    path = Paths(tmp_path, small()).record
+    assert str(error.value).startswith(f"{path} could not be written (")
+    assert list(path.parent.iterdir()) == [] and Paths(tmp_path, small()).checkpoint.exists()
+    with monkeypatch.context() as patch:  # nothing is trained again
+        patch.setattr(training.Trainer, "step", lambda self: pytest.fail("a step was taken"))
+        assert cgmvae.run(small(), results=tmp_path)["progress"]["epochs"] == 3
+
+
+def test_a_full_disk_ends_a_run_in_a_line_and_a_larger_one_goes_on(tmp_path, capsys):
+    """A file system for one checkpoint and no second beside it, as long as root may mount one."""
+    results, e = tmp_path / "results", cgmvae.preset("quick", train_limit=100, epochs=2)
+    saved(e, tmp_path / "size")
+    size = (tmp_path / "size").stat().st_size
+    place = Paths(results, e).checkpoint.parent
+    place.mkdir(parents=True)
+
+    def mount(*options):
+        return subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", place],
+                              capture_output=True, check=False).returncode
+    if sys.platform != "linux" or not shutil.which("mount") or mount("-o", f"size={3 * size // 2}"):
+        pytest.skip("no small file system can be made here")
+    try:
+        argv = ["train", "--preset", "quick", "--train_limit", "100", "--epochs", "2",
+                "--results", str(results)]
+        assert main(argv) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("cgmvae: ") and err.count("\n") == 1
+        assert f"{Paths(results, e).checkpoint} could not be written" in err and "No space left" in err
+        assert [p.name for p in place.iterdir()] == [f"{e.id}.safetensors"]
+        assert mount("-o", f"remount,size={4 * size}") == 0
+        assert main(argv) == 0
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def test_a_write_is_whole_before_it_has_its_name(tmp_path, monkeypatch):

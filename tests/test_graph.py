@@ -6,7 +6,8 @@ import helpers
 import pytest
 import torch
 
-from cgmvae import checkpoints, graphs, training
+import cgmvae
+from cgmvae import ExperimentError, checkpoints, graphs, training
 
 
 class FakeGraph:
@@ -96,6 +97,92 @@ def test_a_recording_after_a_resume_keeps_what_was_loaded(fake_cuda, tmp_path):
     assert second.resumed
     a, b = checkpoints.tensors(first), checkpoints.tensors(second)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def state(trainer):
+    return {k: v.clone() for k, v in checkpoints.tensors(trainer).items()}
+
+
+def fails_to_record(patch):
+    @contextlib.contextmanager
+    def recording(graph):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing.\nmore lines")
+    patch.setattr(torch.cuda, "graph", recording)
+    return "operation not permitted when stream is capturing"
+
+
+def replays_nothing(patch):
+    patch.setattr(FakeGraph, "replay", lambda graph: None)
+    return "position is 0 after the first replay and 1 after a step"
+
+
+def replays_other_noise(patch):
+    def replay(graph):
+        graph.trainer.noise.manual_seed(1)
+        graph.trainer.step()
+    patch.setattr(FakeGraph, "replay", replay)
+    return "of the first replay differs from that of a step by"
+
+
+def replays_other_gradients(patch):
+    def replay(graph):
+        graph.trainer.step()
+        for p in graph.trainer.model.parameters():
+            graph.trainer.optimiser.state[p]["exp_avg"].mul_(0.9)
+    patch.setattr(FakeGraph, "replay", replay)
+    return "the gradient of the first replay differs from that of a step by"
+
+
+FAILURES = (fails_to_record, replays_nothing, replays_other_noise, replays_other_gradients)
+
+
+@pytest.fixture
+def graph_is_auto(fake_cuda, monkeypatch):
+    """Trainers find that `auto` is `graph`, as on CUDA, and a fake graph finds its trainer."""
+    monkeypatch.setattr(training, "find_compilation", lambda name, device: "graph")
+    record = graphs.record_graph
+
+    def with_trainer(trainer):
+        monkeypatch.setattr(FakeGraph, "trainer", trainer, raising=False)
+        return record(trainer)
+    monkeypatch.setattr(FakeGraph, "__init__", lambda self: setattr(self, "generators", []))
+    monkeypatch.setattr(graphs, "record_graph", with_trainer)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_step_whose_replay_cannot_be_trusted_runs_without(failure, graph_is_auto, monkeypatch):
+    reason = failure(monkeypatch)
+    with pytest.warns(UserWarning) as warned:
+        run = helpers.trainer(helpers.small())
+    told, = [str(w.message) for w in warned]
+    assert told.startswith("The step runs without a CUDA graph") and reason in told and "\n" not in told
+    assert run.compile == "none" and run.advance == run.step
+    monkeypatch.setattr(training, "find_compilation", lambda name, device: "none")
+    plain = state(helpers.trainer(helpers.small()))
+    assert all(torch.equal(plain[name], value) for name, value in state(run).items())
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_graph_that_was_asked_for_is_refused_then(failure, graph_is_auto, monkeypatch):
+    reason = failure(monkeypatch)
+    with pytest.raises(ExperimentError) as error:
+        helpers.trainer(helpers.small(), compile="graph")
+    message = str(error.value)
+    assert message.startswith("compile must be 'auto' or 'none' here (") and reason in message
+    assert message.endswith("it is 'graph'.")
+
+
+def test_a_good_replay_is_taken_without_a_word(graph_is_auto, recwarn):
+    run = helpers.trainer(helpers.small())
+    assert run.compile == "graph" and run.advance.__func__ is FakeGraph.replay and not recwarn.list
+
+
+def test_the_record_says_that_the_step_ran_without(graph_is_auto, monkeypatch, tmp_path):
+    fails_to_record(monkeypatch)
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        record = cgmvae.run(helpers.small(), device="cpu", results=tmp_path)
+    assert record["environment"]["compile"] == "none" and record["progress"]["epochs"] == 3
 
 
 def test_no_line_of_a_step_waits_for_the_device():

@@ -41,16 +41,19 @@ def test_tf32_is_refused_where_there_is_none():
         find_precision("tf32", helpers.CPU)
 
 
-FLUSHES = torch.set_flush_denormal(True)  # as cgmvae.devices has done already
+FLUSHES = torch.set_flush_denormal(True)  # as every trainer does
 
 
 @pytest.mark.skipif(not FLUSHES, reason="this CPU cannot flush denormal numbers to zero")
-def test_denormal_numbers_are_zero_in_every_thread():
-    code = ("import torch, cgmvae; x = torch.full((4_000_000,), 1e-30) * 1e-10; "
-            "print(torch.get_num_threads(), int((x != 0).sum()))")
+def test_denormal_numbers_are_zero_in_every_thread_once_a_run_starts():
+    """Also in the threads that torch had started before; until then nothing is changed."""
+    code = ("import sklearn, torch\nfrom cgmvae import devices\n"
+            "def left(): return int((torch.full((4_000_000,), 1e-30) * 1e-10 != 0).sum())\n"
+            "print(left())\ndevices.prepare(torch.device('cpu'), 'float32')\n"
+            "print(torch.get_num_threads(), left())")
     done = subprocess.run([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, check=True,
                           env={**os.environ, "OMP_NUM_THREADS": "2"})
-    assert done.stdout.split() == ["2", "0"]
+    assert done.stdout.split() == ["4000000", "2", "0"]
 
 
 @pytest.mark.skipif(not FLUSHES, reason="this CPU cannot flush denormal numbers to zero")

@@ -229,7 +229,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
         cores = set(sorted(os.sched_getaffinity(0))[-args.cores:])
     bench = Bench(device.type, cores)
     precisions = ["float32", *(["tf32"] if device.type == "cuda" else []),
-                  *(["bf16"] if has_bf16(device) else [])]
+                  *(["bf16"] if devices.fast_bf16(device) else [])]
     implementations = ["plain", "pyro", *(f"ours {p}" for p in precisions)]
     environment = machine(device)
     out = {"environment": {**environment, "threads": len(cores)}, "batch_size": BATCH,
@@ -281,14 +281,6 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     figures.step_time_against_K(out).savefig(path.with_suffix(".steps.png"))
     figures.share_of_limit(out).savefig(path.with_suffix(".share.png"))
     return path
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32 ones here."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    flags = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def print_cell(cell: dict, gemm: dict[str, float]) -> None:

@@ -62,6 +62,18 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 numbers itself. A CPU that does not is many times slower
+    with them than with float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    with contextlib.suppress(OSError):
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
 def find_compilation(name: str, device: torch.device) -> str:
     """What `auto` means on the device. Raises ExperimentError."""
     one_of("compile", name, COMPILATIONS)

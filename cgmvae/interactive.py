@@ -96,7 +96,7 @@ def arrival(name: str, steps: int, close: float = 0.01, horizon: int = 50_000) -
 
 
 def schedules() -> str:
-    """The four annealing schedules, with a slider for the time scale and the step where each arrives."""
+    """The annealing schedules, with a slider for the time scale and the step where each arrives."""
     t = torch.linspace(0, 20_000, 81)
     values = {"t": t.tolist(), "scales": TIME_SCALES, "names": list(annealing.SCHEDULES),
               "w": [[[round(w, 4) for w in annealing.SCHEDULES[n](t, s).tolist()]
@@ -107,14 +107,15 @@ def schedules() -> str:
 <input type="range" min="0" max="{len(TIME_SCALES) - 1}" value="{start}" step="1"
  aria-label="time scale"></label>"""
     dashes = ("", "6 3", "2 3", "9 3 2 3")
+    looks = list(zip(annealing.SCHEDULES, itertools.cycle(LINES), itertools.cycle(dashes)))
     rows = "".join(f'<tr><td><svg width="36" height="8" aria-hidden="true"><line x2="36" y1="4" y2="4" '
                    f'stroke="{c}" stroke-width="3" stroke-dasharray="{d}"/></svg></td><td>{n}</td>'
                    f'<td class="arrives"></td></tr>'
-                   for n, c, d in zip(annealing.SCHEDULES, LINES, dashes, strict=True))
+                   for n, c, d in looks)
     lines = "".join(f'<polyline fill="none" stroke="{c}" stroke-width="2.5" stroke-dasharray="{d}"/>'
-                    for c, d in zip(LINES, dashes, strict=True))
+                    for _, c, d in looks)
     body = f"""<svg viewBox="-45 -12 470 262" width="100%" style="max-width:520px" role="img"
- aria-label="Weight against step for the four schedules">
+ aria-label="Weight against step for each schedule">
 <path d="M0 0 V200 H400" fill="none" stroke="#333"/>{lines}
 <g font-size="13" fill="#111"><text x="-12" y="204" text-anchor="end">0</text>
 <text x="-12" y="8" text-anchor="end">1</text><text x="0" y="220" text-anchor="middle">0</text>

@@ -15,9 +15,7 @@ from cgmvae.binarisation import BINARISATIONS
 from cgmvae.checks import refuse
 from cgmvae.datasets import DataError, cache_folder
 from cgmvae.experiment import Experiment
-from cgmvae.files import Images, load
-
-__all__ = ["DataError", "Images", "Pixels", "Splits", "cache_folder", "load", "split", "static_draw"]
+from cgmvae.files import Images, load  # `data.load` and `data.split` are what a run asks for
 
 STATIC_SEED = 2019  # of the static binarisation: a fact of the data, the same for every run
 

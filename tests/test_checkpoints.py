@@ -20,7 +20,7 @@ from cgmvae.__main__ import main
 from cgmvae.checkpoints import CheckpointError, DiskError, load_weights, save_weights
 from cgmvae.model import GMVAE
 from cgmvae.records import Paths
-from cgmvae.training import fit
+from cgmvae.run import fit
 
 
 @pytest.fixture

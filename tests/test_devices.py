@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import cgmvae
-from cgmvae import checkpoints, data, devices, evaluation
+from cgmvae import checkpoints, data, devices, evaluation, files
 
 MODULES = sorted(p.stem for p in Path(cgmvae.__file__).parent.glob("*.py") if p.stem != "__init__")
 
@@ -257,5 +257,5 @@ def test_pickled_data_is_refused_without_advice_to_load_it():
     for sentence in ("This file contains pickled (object) data. If you trust the file you can load it "
                      "unsafely using the `allow_pickle=` keyword argument or `pickle.load()`.",
                      "Object arrays cannot be loaded when allow_pickle=False"):
-        reason = data._reason(ValueError(sentence))
+        reason = files.reason(ValueError(sentence))
         assert "never read" in reason and "allow_pickle" not in reason and "unsafely" not in reason

@@ -62,8 +62,8 @@ def test_denormal_numbers_are_zero_in_every_thread_once_a_run_starts():
 def test_flushing_moves_neither_loss_nor_gradient_of_a_certain_model():
     """q(y|x) is one label to within 1e-39: the other labels' gradients are denormal."""
     def loss_and_gradient(flush):
-        torch.set_flush_denormal(flush)
         trainer = helpers.trainer(helpers.small(estimator="marginal"))
+        torch.set_flush_denormal(flush)  # after the trainer, which sets it
         with torch.no_grad():
             trainer.model.q_y_layers[-1].bias[0] += 90
             x = trainer.splits.train.batch(slice(0, 10))

@@ -25,7 +25,6 @@ from cgmvae.own_images import find_dataset
 DEFINITION = 1
 """Part of every id. Raised when the meaning of a field changes, so that records never mix."""
 
-
 PRESETS = {
     "paper": {},
     "half": {"epochs": 50},
@@ -36,10 +35,6 @@ PRESETS = {
 minute (on a sample)."""
 QUICK_LIMIT = 4_000
 """Training images of the quick scale, as in MNIST's sample, of a data set that has no sample."""
-
-READINGS = {"literal": {"annealing": "ramp", "kl_y_form": "relaxed"},
-            "closed": {"annealing": "none", "kl_y_form": "categorical"}}
-"""Of the Concrete GMVAE: eq. 8 to the letter, and KL(q(y|x)||p(y)) in closed form at weight 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Figures that a reader moves, as plain HTML that works offline and from a file.
 
-The numbers are computed here, by the package, and put into the page; the script in the page only
-chooses among them, or evaluates a straight line. Every control is an ordinary form element, so the
-keyboard works; without scripts the page shows a sentence and the table or image beside it remains.
+The numbers are computed here, by the package, and put into the page; the script in the page, a file
+of `scripts/`, only chooses among them, or evaluates a straight line. Every control is an ordinary form
+element, so the keyboard works; without scripts the page shows a sentence and the table or image beside
+it remains.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from pathlib import Path
 
 import torch
 from torch import Generator
@@ -26,9 +28,13 @@ LINES = (COLOURS["concrete"], COLOURS["marginal"], COLOURS["straight_through"],
 _count = itertools.count()
 
 
-def _page(title: str, controls: str, body: str, script: str, values: dict) -> str:
-    """One widget: controls above, body below, `values` for the script, which sees `root` and `v`."""
+def _page(script: str, title: str, controls: str, body: str, values: dict) -> str:
+    """One widget: controls above, body below, and its script, a file of `scripts/`.
+
+    The script sees `root`, the widget; `at`, which finds an element in it; and `v`, the values.
+    """
     name = f"cgmvae-{next(_count)}"
+    code = (Path(__file__).parent / "scripts" / f"{script}.js").read_text(encoding="utf-8")
     return f"""<section id="{name}" class="cgmvae-widget" aria-label="{title}"
  style="border:1px solid #888;border-radius:6px;padding:.8em;margin:1em 0;background:#fff;color:#111">
 <div style="display:flex;flex-wrap:wrap;gap:1em;align-items:center">{controls}</div>
@@ -37,8 +43,7 @@ def _page(title: str, controls: str, body: str, script: str, values: dict) -> st
 <script>(function () {{
 const root = document.getElementById({json.dumps(name)}), v = {json.dumps(values, separators=(",", ":"))};
 const at = (selector) => root.querySelector(selector);
-{script}
-}})();</script></section>"""
+{code}}})();</script></section>"""
 
 
 def simplex_points(log_weights: tuple[float, float, float], tau: float, n: int, seed: int) -> torch.Tensor:
@@ -68,22 +73,8 @@ def simplex_cloud(weights: tuple[float, float, float] = (0.2, 0.3, 0.5), n: int 
 <path d="M0 0 L1 0 L0.5 -0.866 Z" fill="none" stroke="#555" stroke-width=".006"/>
 <g class="dots"></g><g font-size=".06" fill="#111"><text x="-.1" y=".06">y₁</text>
 <text x="1.02" y=".06">y₂</text><text x=".47" y="-.9">y₃</text></g></svg>"""
-    script = f"""const dots = at(".dots"), slider = at("input");
-for (const _ of v.frames[0]) {{
-  const dot = document.createElementNS("http://www.w3.org/2000/svg", "circle");
-  dot.setAttribute("r", ".011"); dot.setAttribute("fill", "{LINES[0]}"); dot.setAttribute("fill-opacity", ".55");
-  dots.appendChild(dot);
-}}
-function draw() {{
-  const points = v.frames[slider.value];
-  at("output").textContent = v.tau[slider.value];
-  [...dots.children].forEach((dot, i) => {{
-    dot.setAttribute("cx", points[i][0]); dot.setAttribute("cy", -points[i][1]);
-  }});
-}}
-slider.addEventListener("input", draw); draw();"""
-    return _page("Concrete samples against temperature", controls, body, script,
-                 {"frames": frames, "tau": TEMPERATURES})
+    return _page("simplex_cloud", "Concrete samples against temperature", controls, body,
+                 {"frames": frames, "tau": TEMPERATURES, "colour": LINES[0]})
 
 
 def arrival(name: str, steps: int, close: float = 0.01, horizon: int = 50_000) -> int | None:
@@ -124,19 +115,7 @@ def schedules() -> str:
 <text transform="translate(-30 100) rotate(-90)" text-anchor="middle">weight w</text></g></svg>
 <table style="font-size:.9em"><thead><tr><th></th><th>schedule</th><th>within 0.01 of its last value</th></tr>
 </thead><tbody>{rows}</tbody></table>"""
-    script = """const slider = at("input"), lines = root.querySelectorAll("polyline");
-const cells = root.querySelectorAll(".arrives");
-function draw() {
-  const s = slider.value;
-  at("output").textContent = v.scales[s];
-  lines.forEach((line, i) => {
-    line.setAttribute("points", v.t.map((t, j) => `${t / 50},${200 - 200 * v.w[s][i][j]}`).join(" "));
-    const step = v.arrives[s][i];
-    cells[i].textContent = step === null ? "not within 50,000 steps" : "step " + step.toLocaleString("en");
-  });
-}
-slider.addEventListener("input", draw); draw();"""
-    return _page("Annealing schedules", controls, body, script, values)
+    return _page("schedules", "Annealing schedules", controls, body, values)
 
 
 def cost_lines() -> dict[str, dict[str, tuple[float, float]]]:
@@ -158,14 +137,4 @@ def cost_calculator() -> str:
 <label>K <input class="K" type="number" min="1" max="100000" value="10" style="width:6em"></label>
 <label>Batch <input class="B" type="number" min="1" max="100000" value="128" style="width:6em"></label>"""
     body = """<p class="answer" aria-live="polite" style="font-size:1.05em"></p>"""
-    script = """const inputs = root.querySelectorAll("input, select");
-function draw() {
-  const K = Number(at(".K").value), B = Number(at(".B").value), lines = v[at("select").value];
-  if (!(K >= 1 && B >= 1)) { at(".answer").textContent = "K and the batch are whole numbers of at least 1."; return; }
-  const cost = (name) => B * (lines[name][0] + lines[name][1] * K);
-  const show = (x) => (x / 1e9).toPrecision(3) + " GFLOP";
-  at(".answer").textContent = `One step: concrete ${show(cost("concrete"))}, marginal ${show(cost("marginal"))}. `
-    + `Predicted ratio ${(cost("marginal") / cost("concrete")).toPrecision(3)}.`;
-}
-inputs.forEach((input) => input.addEventListener("input", draw)); draw();"""
-    return _page("Cost of a training step", controls, body, script, cost_lines())
+    return _page("cost_calculator", "Cost of a training step", controls, body, cost_lines())

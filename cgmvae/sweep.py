@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from cgmvae import checkpoints, data, devices, evaluation, records
 from cgmvae.checks import at_least, one_of
-from cgmvae.experiment import READINGS, Experiment, preset
+from cgmvae.comparison import READINGS
+from cgmvae.experiment import Experiment, preset
 from cgmvae.run import Begun
 
 CELLS = [{"dataset": d, "estimator": e} for d in ("mnist", "cifar100") for e in ("concrete", "marginal")]

@@ -1,6 +1,8 @@
 """What every test runs under: the quick scale, no progress bars, no window, no user's data."""
 
+import contextlib
 import os
+from unittest.mock import patch
 
 import matplotlib
 import pytest
@@ -32,3 +34,16 @@ def no_work(monkeypatch):
         pytest.fail("work started where none was due")
     monkeypatch.setattr(data, "load", forbidden)
     monkeypatch.setattr(training, "Trainer", forbidden)
+
+
+@pytest.fixture(autouse=True)
+def registries_as_they_are():
+    """What a test registers goes with it, and so does what a chapter's solution that it executes does."""
+    from cgmvae import annealing, binarisation, datasets, model, networks, objectives, own_images
+
+    with contextlib.ExitStack() as stack:
+        for registry in (annealing.SCHEDULES, objectives.ESTIMATORS, model.LIKELIHOODS,
+                         binarisation.BINARISATIONS, networks.INITIALISATIONS,
+                         datasets.DATASETS, own_images._registered):
+            stack.enter_context(patch.dict(registry))
+        yield

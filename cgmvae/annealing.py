@@ -1,10 +1,13 @@
 """The weight w_t of KL(q(y|x)||p(y)) in eq. 8, one function a schedule.
 
 Each takes the step t (a number or a tensor, counted from 0) and the time scale in steps, and
-returns a weight between 0 and 1. Chapter 3 compares them.
+returns a weight between 0 and 1. Chapter 3 compares them. The schedules of the learning rate stand
+below.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -32,3 +35,19 @@ def none(t: Tensor | float, steps: float | None = None) -> Tensor:
 
 SCHEDULES = {"ramp": ramp, "printed": printed, "linear": linear, "none": none}
 """By name. A schedule that is put in here, also by a notebook, can be trained with at once."""
+
+
+def constant(t: Tensor, last: int) -> Tensor:
+    """The same learning rate throughout."""
+    return torch.ones_like(t)
+
+
+def cosine(t: Tensor, last: int) -> Tensor:
+    """Up from a hundredth over 100 steps, and along a half cosine down to a fiftieth at step `last`."""
+    down = 0.02 + 0.98 * (1 + torch.cos(math.pi * (t / last).clamp(max=1))) / 2
+    return ((t + 1) / 100).clamp(max=1) * down
+
+
+LEARNING_RATES = {"constant": constant, "cosine": cosine}
+"""By name: from the step and the number of steps of all epochs to what the learning rate is multiplied
+with."""

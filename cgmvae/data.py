@@ -16,6 +16,7 @@ from cgmvae.checks import refuse
 from cgmvae.datasets import DataError, cache_folder
 from cgmvae.experiment import Experiment
 from cgmvae.files import Images, load  # `data.load` and `data.split` are what a run asks for
+from cgmvae.views import VIEWS
 
 STATIC_SEED = 2019  # of the static binarisation: a fact of the data, the same for every run
 
@@ -41,6 +42,13 @@ class Pixels:
         chosen = self.values[index] if by_slice else self.values.index_select(0, index)
         x = BINARISATIONS[self.binarisation](chosen, generator)
         return x.permute(0, 3, 1, 2)
+
+    def view(self, index: Tensor, kind: str, generator: torch.Generator | None = None) -> Tensor:
+        """A second view of the images of a batch, a name in VIEWS, made of the grey values or colours
+        and binarised as the first is: x, (B, C, H, W)."""
+        pixels = self.values.index_select(0, index).permute(0, 3, 1, 2)
+        seen = VIEWS[kind](pixels.to(torch.float32) / 255, generator)
+        return BINARISATIONS[self.binarisation]((255 * seen).round().to(torch.uint8), generator)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,28 +13,20 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from cgmvae.annealing import SCHEDULES
+from cgmvae import presets
+from cgmvae.annealing import LEARNING_RATES, SCHEDULES
 from cgmvae.binarisation import BINARISATIONS
 from cgmvae.checks import NO_NEUTRAL, ExperimentError, check, choice, did_you_mean, one_of, refuse
-from cgmvae.datasets import DATASETS, sample_of
+from cgmvae.datasets import DATASETS
 from cgmvae.model import LIKELIHOODS
 from cgmvae.networks import INITIALISATIONS, PADDINGS
 from cgmvae.objectives import ESTIMATORS, KL_Y_FORMS, KL_Z_FORMS
 from cgmvae.own_images import find_dataset
+from cgmvae.presets import PRESETS
+from cgmvae.views import VIEWS
 
 DEFINITION = 1
 """Part of every id. Raised when the meaning of a field changes, so that records never mix."""
-
-PRESETS = {
-    "paper": {},
-    "half": {"epochs": 50},
-    "small": {"train_limit": 20_000, "epochs": 20},
-    "quick": {"epochs": 5, "batch_size": 32, "iw_samples": 10},
-}
-"""The paper's scale; all images in a quarter of its epochs; one for a laptop's hour; one for a laptop's
-minute (on a sample)."""
-QUICK_LIMIT = 4_000
-"""Training images of the quick scale, as in MNIST's sample, of a data set that has no sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +92,22 @@ class Experiment:
                                  reason="Glorot's uniform weights and zero biases were what the "
                                  "libraries of 2019 that most authors used did by themselves",
                                  options=INITIALISATIONS, neutral="torch")
+    spread_logits: bool = choice(False, "scale the last layer of q(y|x) before the first step so that over "
+                                 "1,000 images each logit has mean 0 and deviation 1", "no such step",
+                                 neutral=False)
+    views: str = choice("none", "a second view of each image, whose label is to agree with the first's: "
+                        "by another `digits`' hand, cut-outs of `photos`, the `same` image, or `none`",
+                        "no such views", options=VIEWS, neutral="none")
+    agreement: float | None = choice(None, "weight of the two views' agreement in the training loss; 100",
+                                     "no such term", neutral=None, above=0, null=True)
+    balanced: bool = choice(True, "the labels that views are to agree on are as many of each over a batch",
+                            "no such term", neutral=True)
     batch_size: int = choice(128, "images a step", least=1,
                              reason="a common size; nothing in the paper points to another")
     learning_rate: float = choice(1e-3, "of Adam", "0.001", above=0)
+    learning_rate_schedule: str = choice("constant", "of the learning rate: `constant`, or `cosine`, up for "
+                                         "100 steps, then down to 2% at the last one",
+                                         "one rate: `constant`", options=LEARNING_RATES, neutral="constant")
     epochs: int = choice(200, "passes over the training images at most", "200", least=1)
     patience: int = choice(10, "epochs without a better validation loss before the run stops",
                            "10", least=1)
@@ -126,7 +131,7 @@ class Experiment:
         for name, default in (
                 ("K", facts.K), ("tau", 0.3), ("kl_y_form", "relaxed"), ("likelihood", likelihood),
                 ("annealing", estimator.annealing), ("annealing_steps", 2000),
-                ("binarisation", "threshold" if binary else "none")):
+                ("binarisation", "threshold" if binary else "none"), ("agreement", 100)):
             if getattr(self, name) is None:
                 self._set(name, default)
         if binary and self.binarisation == "none":
@@ -149,6 +154,9 @@ class Experiment:
             self._set("kl_y_form", None)
         if self.annealing == "none":
             self._set("annealing_steps", None)
+        if self.views == "none":
+            self._set("agreement", None)
+            self._set("balanced", True)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
@@ -183,8 +191,8 @@ class Experiment:
         """The scale, a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
         usual = {f.name: f.default for f in dataclasses.fields(self)}
         for name in PRESETS:
-            scale = {**usual, **_scale(name, DATASETS[self.dataset].full)}
-            if all(getattr(self, f) == scale[f]
+            at_scale = {**usual, **presets.scale(name, DATASETS[self.dataset].full)}
+            if all(getattr(self, f) == at_scale[f]
                    for f in ("dataset", "train_limit", "epochs", "patience")):
                 return name
         return "custom"
@@ -226,19 +234,7 @@ def preset(name: str, **choices: Any) -> Experiment:
     known_fields(choices)
     chosen = {k: v for k, v in choices.items() if v is not None}
     dataset = find_dataset(chosen.pop("dataset", "mnist"))
-    return Experiment(**{**_scale(name, dataset), **chosen})
-
-
-def _scale(name: str, dataset: str) -> dict[str, Any]:
-    """A preset's choices for a data set: `quick` takes its sample, and no limit exceeds its images."""
-    scale = dict(PRESETS[name])
-    if name == "quick":
-        sample = sample_of(dataset)
-        scale |= {"train_limit": None if sample else QUICK_LIMIT}
-        dataset = sample or dataset
-    if (scale.get("train_limit") or 0) >= DATASETS[dataset].train:
-        scale["train_limit"] = None
-    return scale | {"dataset": dataset}
+    return Experiment(**{**presets.scale(name, dataset), **chosen})
 
 
 def known_fields(choices: dict[str, Any]) -> None:

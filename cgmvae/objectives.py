@@ -8,7 +8,10 @@ each (B,) in nats, each differentiable::
     kl_y     KL(q(y|x)||p(y)) or its estimate; its weight is w_t in eq. 8
 
 so that the ELBO is log_px - kl_z - kl_y. `score_function` has a fourth, `score`, which is zero in
-value and carries the gradient of the sampled label.
+value and carries the gradient of the sampled label. With a second view there is `agreement`, (B,), see
+`agreement`; it is no part of the ELBO.
+
+`h`, if it is given, is the encoding of x, which then is not made again.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch.distributions import kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from cgmvae import relaxation
+from cgmvae.agreement import agreement
 from cgmvae.model import GMVAE
 from cgmvae.relaxation import concrete_log_ratio, concrete_sample, gumbel_max
 
@@ -46,9 +50,9 @@ def categorical_kl(log_q_y: Tensor, log_p_y: float) -> Tensor:
 
 
 def marginal(model: GMVAE, x: Tensor, experiment: Experiment,
-             generator: Generator | None = None) -> Terms:
+             generator: Generator | None = None, h: Tensor | None = None) -> Terms:
     """Eq. 6: the sum over all K labels, each with its own sample of z. O(K)."""
-    h = model.encode(x)
+    h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)
     noise = torch.randn(model.K, len(x), model.z_dim, device=x.device, generator=generator)
     log_px, kl_z = all_labels(model, x, model.q_z_h(h), noise, experiment.kl_z_form)
@@ -98,13 +102,13 @@ def given_y(model: GMVAE, x: Tensor, from_h: Tensor, y: Tensor, noise: Tensor,
 
 
 def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
-             generator: Generator | None = None) -> Terms:
+             generator: Generator | None = None, h: Tensor | None = None) -> Terms:
     """Eq. 7 and 8: one relaxed sample in the place of the sum. O(1) in K.
 
     `experiment.kl_y_form` says what is meant by KL(q(y|x)||p(y)): `relaxed`, eq. 7 to the letter,
     with q and p both Concrete and their log-density ratio taken at the sample, or `categorical`.
     """
-    h = model.encode(x)
+    h = model.encode(x) if h is None else h
     logits_y = model.logits_y(h)
     log_y = concrete_sample(logits_y, experiment.tau, generator)
     if experiment.kl_y_form == "relaxed":
@@ -116,9 +120,9 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
 
 
 def straight_through(model: GMVAE, x: Tensor, experiment: Experiment,
-                     generator: Generator | None = None) -> Terms:
+                     generator: Generator | None = None, h: Tensor | None = None) -> Terms:
     """One exact one-hot sample forwards, the gradient of a relaxed one backwards. O(1), biased."""
-    h = model.encode(x)
+    h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)
     y = relaxation.straight_through(concrete_sample(log_q_y, experiment.tau, generator))
     log_px, kl_z = _one_label(model, x, h, y, experiment, generator)
@@ -126,13 +130,13 @@ def straight_through(model: GMVAE, x: Tensor, experiment: Experiment,
 
 
 def score_function(model: GMVAE, x: Tensor, experiment: Experiment,
-                   generator: Generator | None = None) -> Terms:
+                   generator: Generator | None = None, h: Tensor | None = None) -> Terms:
     """One exact sample and REINFORCE (Williams, 1992). O(1), unbiased, of high variance.
 
     The baseline of an image is the mean over the other images of the batch: it depends on nothing
     that was drawn for the image itself, so that the gradient stays unbiased.
     """
-    terms, log_q_y, y = exact_sample(model, x, experiment, generator)
+    terms, log_q_y, y = exact_sample(model, x, experiment, generator, h)
     reward = (terms["log_px"] - experiment.beta * terms["kl_z"]).detach()
     others = (reward.sum() - reward) / max(len(x) - 1, 1)
     log_q = log_q_y.gather(-1, y[:, None])[:, 0]
@@ -140,14 +144,15 @@ def score_function(model: GMVAE, x: Tensor, experiment: Experiment,
 
 
 def exact_sample(model: GMVAE, x: Tensor, experiment: Experiment,
-                 generator: Generator | None = None) -> tuple[Terms, Tensor, Tensor]:
+                 generator: Generator | None = None, h: Tensor | None = None
+                 ) -> tuple[Terms, Tensor, Tensor]:
     """One exact sample of y and of z an image: terms whose ELBO is an unbiased estimate of eq. 5.
 
     Returns:
         The terms, ln q(y|x) (B, K), and the labels y (B,), int64. The label's own gradient is not in
         the terms: `score_function` adds it.
     """
-    h = model.encode(x)
+    h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)
     y = gumbel_max(log_q_y.detach(), generator)
     log_px, kl_z = _one_label(model, x, h, y, experiment, generator)
@@ -165,7 +170,7 @@ def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor, experiment: Experi
 class Estimator:
     """One estimator of the ELBO, and all that depends on which it is."""
 
-    terms: Callable[..., Terms]  # (model, x, experiment, generator) to the terms
+    terms: Callable[..., Terms]  # (model, x, experiment, generator, h) to the terms
     colour: str  # in every figure; Okabe and Ito's palette, told apart by every colour vision
     marker: str
     relaxed: bool = False  # draws a relaxed y, at temperature tau
@@ -185,7 +190,7 @@ ESTIMATORS = {
 
 
 class Estimate(nn.Module):
-    """The experiment's estimator as a module, x (B, C, H, W) to its terms.
+    """The experiment's estimator as a module: x, and a second view of it if there is one, to the terms.
 
     torch's distributed data parallel asks for a module.
     """
@@ -194,9 +199,13 @@ class Estimate(nn.Module):
         super().__init__()
         self.model, self.experiment, self.generator = model, experiment, generator
 
-    def forward(self, x: Tensor) -> Terms:
-        estimator = ESTIMATORS[self.experiment.estimator]
-        return estimator(self.model, x, self.experiment, self.generator)
+    def forward(self, x: Tensor, view: Tensor | None = None) -> Terms:
+        e, estimator = self.experiment, ESTIMATORS[self.experiment.estimator]
+        if view is None:
+            return estimator(self.model, x, e, self.generator)
+        h = self.model.encode(torch.cat([x, view]))
+        terms = estimator(self.model, x, e, self.generator, h[:len(x)])
+        return terms | {"agreement": agreement(self.model.log_q_y(h), e.balanced)}
 
 
 KEEP_BYTES = {"cpu": 2 * 2**30, "cuda": 24 * 2**30, "mps": 2 * 2**30}

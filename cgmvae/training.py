@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from cgmvae import annealing, checkpoints, devices, evaluation, graphs, objectives, parallel
+from cgmvae.agreement import spread_logits
 from cgmvae.data import Splits
 from cgmvae.devices import find_compilation, find_precision
 from cgmvae.experiment import Experiment
@@ -68,8 +69,13 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):  # the same first weights on every device
             torch.manual_seed(derived_seed(e.seed, "weights"))
             self.model = GMVAE(e, bf16=self.precision == "bf16").to(device)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=e.learning_rate, fused=True,
-                                          capturable=device.type == "cuda")
+        if e.spread_logits and not (checkpoint and checkpoint.exists()):
+            spread_logits(self.model, self.splits.train.batch(slice(0, 1000)))
+        self.rate = torch.tensor(e.learning_rate, device=device)  # what a recorded step can change
+        self.last = e.epochs * e.steps_per_epoch
+        self.optimiser = torch.optim.Adam(
+            self.model.parameters(), fused=True, capturable=device.type == "cuda",
+            lr=e.learning_rate if e.learning_rate_schedule == "constant" else self.rate)
         self.noise = torch.Generator(device).manual_seed(derived_seed(e.seed, "noise"))
         self.estimate = parallel.averaging(objectives.Estimate(self.model, e, self.noise))
         self.shuffle = torch.Generator().manual_seed(derived_seed(e.seed, "order"))
@@ -96,11 +102,17 @@ class Trainer:
         e = self.experiment
         rows = parallel.share(self.order.index_select(0, self.position)[0])
         x = self.splits.train.batch(rows, self.noise)
+        view = (None if e.views == "none" else self.splits.train.view(rows, e.views, self.noise))
         w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
-        terms = self.estimate(x)
+        terms = self.estimate(x, view)
         loss = -objectives.elbo(terms, w, e.beta).mean()
+        if view is not None:
+            loss = loss + e.agreement * terms["agreement"].mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if e.learning_rate_schedule != "constant":
+            factor = annealing.LEARNING_RATES[e.learning_rate_schedule](self.t, self.last)
+            self.rate.copy_(e.learning_rate * factor)
         self.optimiser.step()
         means = torch.stack([loss, *(terms[name].mean() for name in TERMS[1:])]).detach()
         self.terms.index_copy_(0, self.position, means[None])

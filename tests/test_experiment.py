@@ -40,7 +40,9 @@ PAPER = {
     "dataset": "mnist", "estimator": "concrete", "K": 10, "z_dim": 64, "tau": 0.3,
     "kl_y_form": "relaxed", "annealing": "ramp", "annealing_steps": 2000,
     "likelihood": "bernoulli", "binarisation": "threshold", "padding": "same",
-    "decoder_units": 0, "initialisation": "glorot", "beta": 1.0, "kl_z_form": "sampled", "batch_size": 128, "learning_rate": 1e-3, "epochs": 200,
+    "decoder_units": 0, "initialisation": "glorot", "beta": 1.0, "kl_z_form": "sampled",
+    "spread_logits": False, "views": "none", "agreement": None, "balanced": True,
+    "batch_size": 128, "learning_rate": 1e-3, "learning_rate_schedule": "constant", "epochs": 200,
     "patience": 10, "validation_fraction": 0.1, "train_limit": None, "iw_samples": 50, "seed": 0}
 
 
@@ -98,8 +100,12 @@ OTHERS = {
     "dataset": "mnist-sample", "estimator": "straight_through", "K": 11, "z_dim": 32, "tau": 0.4,
     "kl_y_form": "categorical", "annealing": "printed", "annealing_steps": 100,
     "likelihood": "cross_entropy", "binarisation": "dynamic", "padding": "valid",
-    "decoder_units": 256, "initialisation": "he", "beta": 0.5, "kl_z_form": "closed", "batch_size": 64, "learning_rate": 3e-4, "epochs": 20, "patience": 3,
+    "decoder_units": 256, "initialisation": "he", "beta": 0.5, "kl_z_form": "closed",
+    "spread_logits": True, "views": "digits", "agreement": 30.0, "balanced": False,
+    "batch_size": 64, "learning_rate": 3e-4, "learning_rate_schedule": "cosine", "epochs": 20, "patience": 3,
     "validation_fraction": 0.2, "train_limit": 20_000, "iw_samples": 10, "seed": 1}
+USED = {"agreement": {"views": "same"}, "balanced": {"views": "same"}}
+"""Where a choice is used, if not by the defaults."""
 
 
 def test_ids_stay_what_they_are():
@@ -113,16 +119,18 @@ def test_ids_stay_what_they_are():
 def test_a_field_that_came_later_spares_the_old_records():
     """Neutral, it is no part of the id; and a record that lacks it is read as having that value."""
     old = {k: v for k, v in PAPER.items() if k not in NEUTRAL}
-    assert set(NEUTRAL) == {"initialisation", "beta", "kl_z_form"}
+    assert set(NEUTRAL) == {"initialisation", "beta", "kl_z_form", "spread_logits", "views",
+                            "agreement", "balanced", "learning_rate_schedule"}
     assert Experiment(**filled_in(old)) == Experiment(initialisation="torch")
     assert filled_in(PAPER) == PAPER
     for name, value in NEUTRAL.items():
-        assert Experiment(**{**NEUTRAL, name: OTHERS[name]}).id != Experiment(**NEUTRAL).id
+        where = NEUTRAL | USED.get(name, {})
+        assert Experiment(**{**where, name: OTHERS[name]}).id != Experiment(**where).id
 
 
 def test_every_choice_is_in_the_id():
     assert set(OTHERS) == set(FIELDS)
-    ids = [Experiment().id, *(Experiment(**{k: v}).id for k, v in OTHERS.items())]
+    ids = [Experiment().id, *(Experiment(**USED.get(k, {}), **{k: v}).id for k, v in OTHERS.items())]
     assert len(set(ids)) == len(ids)
     digests = {i[-8:] for i in ids}  # the digest alone tells them apart
     assert len(digests) == len(ids)
@@ -134,7 +142,8 @@ def test_every_choice_is_in_the_id():
     ({"kl_y_form": "categorical"}, {"estimator": "marginal"}),
     ({"kl_y_form": "categorical"}, {"estimator": "score_function"}),
     ({"kl_y_form": "categorical"}, {"estimator": "straight_through"}),
-    ({"annealing_steps": 7}, {"annealing": "none"})])
+    ({"annealing_steps": 7}, {"annealing": "none"}),
+    ({"agreement": 7.0}, {"views": "none"}), ({"balanced": False}, {"views": "none"})])
 def test_a_choice_that_is_not_used_is_not_in_the_id(unused, where):
     assert Experiment(**where, **unused).id == Experiment(**where).id
 

@@ -1,0 +1,175 @@
+"""Two views, one label: the term against arithmetic done anew, its balance, its start, and a run with it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU, small, trainer
+
+from cgmvae import ExperimentError, checkpoints, data, evaluation
+from cgmvae.agreement import RECIPE, SHARPENING, agreement, targets
+from cgmvae.views import VIEWS
+
+WITH_VIEWS = {"views": "digits", "annealing": "none", "kl_y_form": "categorical"}
+
+
+def log_q(n: int = 6, K: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+                       ).log_softmax(-1)
+
+
+def test_targets_are_sinkhorns_of_the_sharpened_probabilities():
+    log_q_y = log_q(40)
+    t = np.exp(log_q_y.numpy() / SHARPENING)
+    t /= t.sum(1, keepdims=True)  # each image counts once from the start
+    for _ in range(5):
+        t /= t.sum(0, keepdims=True)
+        t /= t.sum(1, keepdims=True)
+    assert targets(log_q_y).numpy() == pytest.approx(t, abs=1e-12)
+    sharp = np.exp(log_q_y.numpy() / SHARPENING)
+    assert targets(log_q_y, balanced=False).numpy() == pytest.approx(sharp / sharp.sum(1, keepdims=True))
+
+
+def test_balance_gives_every_label_as_many_images():
+    lopsided = (log_q(400, 4) / 5 + torch.tensor([1.0, 0, 0, 0])).log_softmax(-1)
+    shares = targets(lopsided).mean(0)
+    assert shares.sum().item() == pytest.approx(1)
+    unbalanced = targets(lopsided, balanced=False).mean(0)
+    assert 0.9 < unbalanced[0] and shares[0] < 0.45  # five rounds go most of the way
+
+
+def test_agreement_is_each_views_cross_entropy_with_the_others_target():
+    log_q_y = log_q()
+    t = targets(log_q_y).numpy()
+    for i in range(3):
+        by_hand = -sum(t[i, k] * log_q_y[i + 3, k].item() + t[i + 3, k] * log_q_y[i, k].item()
+                       for k in range(3)) / 2
+        assert agreement(log_q_y, True)[i].item() == pytest.approx(by_hand)
+
+
+def test_no_gradient_flows_into_the_targets():
+    log_q_y = log_q().requires_grad_()
+    agreement(log_q_y, True).sum().backward()
+    t_1, t_2 = targets(log_q_y.detach()).chunk(2)
+    assert torch.allclose(log_q_y.grad, -torch.cat([t_2, t_1]) / 2)
+
+
+def test_sure_balanced_and_agreeing_labels_cost_nothing_and_one_for_all_costs_ln_K():
+    sure = torch.full((4, 2), -30.0, dtype=torch.float64)
+    sure[[0, 2], 0] = sure[[1, 3], 1] = 0.0  # images 0 and 1, then their views
+    assert agreement(sure, True).max() < 1e-9
+    uniform = torch.full((4, 2), math.log(0.5), dtype=torch.float64)
+    assert agreement(uniform, True).tolist() == pytest.approx([math.log(2)] * 2)
+
+
+@pytest.mark.parametrize("name", [n for n in VIEWS if n != "none"])
+@pytest.mark.parametrize("shape", [(5, 1, 28, 28), (5, 3, 32, 32)])
+def test_views_keep_shape_and_range_and_follow_their_noise(name, shape):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    first, again = (VIEWS[name](x, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert first.shape == x.shape and first.min() >= 0 and first.max() <= 1
+    assert torch.equal(first, again)
+    if name == "same":
+        assert torch.equal(first, x)
+    else:
+        assert not torch.equal(first, VIEWS[name](x, torch.Generator().manual_seed(2)))
+
+
+def test_a_digits_view_is_still_that_digit():
+    """Its ink is as much, and where it is says which digit it is; in a mirror it would not."""
+    images = data.load("mnist-sample")
+    grey, digit = images.train_images[:1000].float() / 255, images.train_groups[:1000]
+    view = VIEWS["digits"](grey, torch.Generator().manual_seed(0))
+    assert view.mean().item() == pytest.approx(grey.mean().item(), rel=0.1)
+    a, b = (torch.nn.functional.avg_pool2d(v, 4).flatten(1) for v in (grey, view))
+    a, b = a - a.mean(0), b - b.mean(0)
+    nearest = (torch.nn.functional.normalize(b) @ torch.nn.functional.normalize(a).T).argmax(1)
+    assert (digit[nearest] == digit).float().mean() > 0.45  # by chance one in ten
+    mirrored = (torch.nn.functional.normalize(b.view(-1, 7, 7).flip(2).flatten(1))
+                @ torch.nn.functional.normalize(a).T).argmax(1)
+    assert (digit[mirrored] == digit).float().mean() < (digit[nearest] == digit).float().mean()
+
+
+def test_a_batchs_view_is_binarised_as_the_batch_is():
+    pixels = trainer(small()).splits.train
+    view = pixels.view(torch.arange(8), "digits", torch.Generator().manual_seed(0))
+    assert view.shape == (8, 1, 28, 28) and set(view.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(pixels.view(torch.arange(8), "same"), pixels.batch(torch.arange(8)))
+
+
+@pytest.mark.parametrize("estimator", ("concrete", "marginal", "straight_through", "score_function"))
+def test_one_step_with_every_estimator_adds_the_weighted_term(estimator):
+    t = trainer(small(estimator=estimator, views="digits", agreement=7.0))
+    next(t.run())
+    loss, log_px, kl_z, kl_y = t.terms[0].tolist()
+    w = 0.0 if t.experiment.annealing == "ramp" else 1.0  # of the first step
+    more = (loss - (-log_px + kl_z + w * kl_y)) / 7
+    assert 0 < more < 3 * math.log(10)
+
+
+def test_the_first_logits_are_spread():
+    plain, spread = (trainer(small(spread_logits=s)) for s in (False, True))
+    x = spread.splits.train.batch(slice(0, 1000))
+    for t, wanted in ((plain, False), (spread, True)):
+        with evaluating(t):
+            logits = t.model.logits_y(t.model.encode(x))
+        off = max((logits.std(0) - 1).abs().max().item(), logits.mean(0).abs().max().item())
+        assert (off < 1e-3) is wanted
+
+
+def evaluating(t):
+    return evaluation.evaluating(t.model)
+
+
+def test_the_cosine_learning_rate_rises_falls_and_is_adams():
+    t = trainer(small(learning_rate_schedule="cosine", epochs=40))
+    seen = []
+    for progress in t.run():
+        if len(seen) < progress["step"]:
+            seen.append(t.optimiser.param_groups[0]["lr"].item())
+    assert seen[0] == pytest.approx(1e-5) and max(seen) < 1e-3  # 200 steps, 100 of them of warm-up
+    step = seen.index(max(seen))
+    assert seen[:step + 1] == sorted(seen[:step + 1]) and seen[step:] == sorted(seen[step:], reverse=True)
+    if len(seen) == 200:
+        assert seen[-1] == pytest.approx(2e-5, rel=0.02)
+
+
+def test_a_run_with_views_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path):
+    e = small(**WITH_VIEWS, spread_logits=True, learning_rate_schedule="cosine")
+    whole = trainer(e)
+    for _ in whole.run():
+        pass
+    path = tmp_path / "run.safetensors"
+    first = trainer(e, checkpoint=path)
+    run = first.run()
+    for _ in range(7):
+        next(run)
+    first.save()
+    first.writer.wait()
+    rest = trainer(e, checkpoint=path)
+    assert rest.resumed
+    for _ in rest.run():
+        pass
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, rest.model.state_dict()[name]), name
+
+
+def test_what_is_not_used_is_no_part_of_the_id():
+    assert small(agreement=50.0).id == small().id == small(balanced=False).id
+    assert small(**WITH_VIEWS).agreement == 100
+    ids = {small(**WITH_VIEWS, **more).id for more in
+           ({}, {"agreement": 10.0}, {"balanced": False}, {"spread_logits": True})}
+    assert len(ids) == 4
+    for name, bad in (("views", "digit"), ("agreement", 0), ("balanced", "perhaps"),
+                      ("learning_rate_schedule", "cos")):
+        with pytest.raises(ExperimentError, match=name):
+            small(**{**WITH_VIEWS, name: bad})
+
+
+def test_the_recipe_is_an_experiment_and_its_record_is_read_back(tmp_path):
+    e = small(**RECIPE)
+    t = trainer(e)
+    checkpoints.save_weights(t.model, e, tmp_path / "w.safetensors")
+    assert checkpoints.load_weights(tmp_path / "w.safetensors")[1] == e
+    assert t.device == CPU

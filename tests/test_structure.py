@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from cgmvae import Experiment, comparison, figures
 
 PROMISED = ["01_generative_model", "02_relaxation", "03_annealing", "04_cifar", "05_scaling",
-            "06_clusters", "07_reproduction"]
+            "06_clusters", "07_reproduction", "08_worth_having"]
 NAMES = sorted({*PROMISED, *(path.stem for path in CHAPTERS.glob("*.ipynb"))})
 every_chapter = pytest.mark.parametrize("name", NAMES)
 

@@ -26,7 +26,7 @@ COPIES = {name: student.student_copy(nbformat.read(path, as_version=4), int(name
           for name, path in CHAPTERS.items()}
 # So that what each chapter has before its exercises is there within seconds.
 SHRUNK = {"02_relaxation": "images, draws = 4, 64", "04_cifar": "estimator = 'concrete'",
-          "05_scaling": "K_max = 10", "06_clusters": "epochs = 1"}
+          "05_scaling": "K_max = 10", "06_clusters": "epochs = 1", "08_worth_having": "epochs = 1"}
 TINY = {**PRESETS["quick"], "epochs": 1, "train_limit": 400, "iw_samples": 2}
 
 

@@ -4,6 +4,7 @@ import ast
 import builtins
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -28,6 +29,8 @@ COPIES = {name: student.student_copy(nbformat.read(path, as_version=4), int(name
 SHRUNK = {"02_relaxation": "images, draws = 4, 64", "04_cifar": "estimator = 'concrete'",
           "05_scaling": "K_max = 10", "06_clusters": "epochs = 1"}
 TINY = {**PRESETS["quick"], "epochs": 1, "train_limit": 400, "iw_samples": 2}
+# Answers beside the chapter's own. Each runs after it, and is code that replaces some of its names.
+ANSWERED = tomllib.loads(Path(__file__).with_name("answers.toml").read_text())
 
 
 def code_cells(notebook, tag=None):
@@ -92,9 +95,19 @@ def raises(source: str, scope: dict) -> bool:
     return False
 
 
+def refused(label: str, scope: dict) -> bool:
+    """Whether the check of an exercise says, in a sentence, what is wrong."""
+    try:
+        run(student.check(label), dict(scope))
+    except (AssertionError, NotImplementedError) as error:
+        assert str(error), f"{label}: the check fails and does not say why"
+        return True
+    return False
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_stubs_fail_and_solutions_pass(name, monkeypatch):
-    """The same checks, on what the stubs leave and on what the chapter's own solutions find."""
+def test_checks_tell_right_from_wrong(name, monkeypatch):
+    """The same checks, on the stubs, on the chapter's own solutions, and on other answers."""
     monkeypatch.chdir(ROOT / "chapters")
     if name != "06_clusters":  # whose exercises need some clusters
         monkeypatch.setitem(PRESETS, "quick", TINY)
@@ -102,20 +115,34 @@ def test_stubs_fail_and_solutions_pass(name, monkeypatch):
     solutions = student.solutions(chapter)
     checked = [label for label in solutions if label in student.EXERCISES]
     wanted = {name for label in checked
-              for before in (solutions[label], [student.stub(label)])
+              for before in (solutions[label], [student.stub(label)], *zip(sum(ANSWERED[label].values(), [])))
               for name in needed("\n".join([*before, student.check(label)]))}
     scope = {"__name__": "chapter", "In": [], "display": lambda *_: None}
     first, *others = before_the_exercises(COPIES[name], wanted)
     run(first + "\n" + SHRUNK.get(name, ""), scope)
     for source in others:
         run(source, scope)
-    as_student, as_teacher = dict(scope), dict(scope)
+    as_student, as_teacher, passed = dict(scope), dict(scope), []
     for label in checked:
-        raises(student.stub(label), as_student)
-        assert raises(student.check(label), as_student), f"{label}: the check passes with the stub"
+        run(student.stub(label), as_student)
+        assert refused(label, as_student), f"{label}: the check passes with the stub"
         for source in solutions[label]:
             run(source, as_teacher)
-        run(student.check(label), as_teacher)
+        run(student.check(label), dict(as_teacher))
+        for right in ANSWERED[label].get("right", []):
+            other = dict(as_teacher)
+            run(right, other)
+            assert not refused(label, other), f"{label} refuses: {right}"
+        for wrong in ANSWERED[label]["wrong"]:
+            other = dict(as_teacher)
+            run(wrong, other)
+            passed += [] if refused(label, other) else [f"{label}: {wrong}"]
+    assert not passed, "wrong, and the check passes:\n" + "\n".join(passed)
+
+
+def test_every_check_has_wrong_answers():
+    assert set(ANSWERED) == set(student.EXERCISES)
+    assert all(len(set(answers["wrong"])) >= 2 for answers in ANSWERED.values())
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from markdown_it import MarkdownIt
 
+from cgmvae import notebook as notebook_helper
 from cgmvae.experiment import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +44,7 @@ def code_cells(notebook, tag=None):
 def chapters_own(copy) -> list[str]:
     """The code cells of a copy that are the chapter's, without the one that installs on Colab."""
     return [cell.source for cell in code_cells(copy)
-            if not {"stub", "check", "remove-cell"} & set(cell.metadata.get("tags", []))]
+            if not {"stub", "check", "numbers", "remove-cell"} & set(cell.metadata.get("tags", []))]
 
 
 def names(source: str, kind: type) -> set[str]:
@@ -166,6 +169,58 @@ def test_a_copy_has_every_exercise_and_no_solution(name):
     # What is not a solution is all there.
     solved = {source for sources in student.solutions(chapter).values() for source in sources}
     assert {cell.source for cell in code_cells(chapter)} - solved <= own
+
+
+def prose(source: str) -> str:
+    """What Jupyter shows of a text cell: formulas and code as they are typed, without the marks of the rest."""
+    formulas = []
+
+    def out(found):
+        formulas.append(found[0])
+        return f"formula{len(formulas)}."
+    # As JupyterLab does: formulas are taken out before the rest is read as Markdown.
+    rest = re.sub(r"\$\$.*?\$\$|(?<!\$)\$[^$]+\$", out, source, flags=re.S)
+    assert not [f for f in formulas if re.search(r"^> |\n> |\n\n", f)], "a mark inside a formula"
+    page = BeautifulSoup(MarkdownIt("js-default").render(rest), "html.parser")
+    for link in page.find_all("a"):
+        address = link.get("href")
+        assert address.startswith("https://") or address in {f"{name}.ipynb" for name in CHAPTERS}, address
+    return page.get_text()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_copy_reads_as_a_text(name):
+    """No token, fence, label or reference that only the book's build understands."""
+    labels = set(student.REFERENCES.shown) | set(student.REFERENCES.entries)
+    for cell in COPIES[name].cells:
+        if cell.cell_type != "markdown":
+            continue
+        text = prose(cell.source)
+        assert not re.search(r":::|```|^:\w+:|\{[\w:]+\}|\bch\d\d_|^\([\w-]+\)=|\$\$", text, re.M), text
+        assert not labels & set(re.findall(r"[a-z]+[-\w]+\d{4}|(?:ex|eq|fig)-[\w-]+", text)), text
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_number_of_a_copy_is_printed_above_it(name):
+    cells = COPIES[name].cells
+    # Some names are put together: glue(f"ch05_ratio_{name}", ratio).
+    glued = [re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(found)) for cell in code_cells(COPIES[name])
+             for found in re.findall(r'glue\(f?"(\w[^"]*)"', cell.source)]
+    for before, cell in zip(cells, cells[1:]):
+        quoted = re.findall("⟨(.+?)⟩", cell.source) if cell.cell_type == "markdown" else []
+        if not quoted:
+            continue
+        assert "numbers" in before.metadata.tags
+        printed = ast.literal_eval(before.source.removeprefix("notebook.numbers").replace(")", ",)"))
+        names = [token.partition(":")[0] for token in printed]
+        assert [re.sub(r"^ch\d\d_", "", token) for token in names] == quoted
+        assert all(any(re.fullmatch(g, token) for g in glued) for token in names), names
+
+
+def test_numbers_are_printed_as_the_text_has_them(capsys):
+    notebook_helper.glue("ch99_share", torch.tensor(12.345))
+    notebook_helper.numbers("ch99_share:.1f", "ch99_share:.1f", "ch99_none")
+    assert capsys.readouterr().out == "⟨share⟩ 12.3\n⟨none⟩ not made by this run\n"
 
 
 def test_every_solution_that_asserts_has_a_check():

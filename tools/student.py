@@ -35,7 +35,8 @@ def told(text: str) -> list[NotebookNode]:
     """The cells of a piece of text: its numbers, where this run makes them, and the text itself."""
     tokens = [token for token, _ in GLUED.findall(text)]
     source = f"notebook.numbers({', '.join(map(repr, tokens))})"
-    numbers = [new_code_cell(source, metadata={"tags": ["numbers"]})] if tokens else []
+    folded = {"tags": ["numbers"], "jupyter": {"source_hidden": True}}
+    numbers = [new_code_cell(source, metadata=folded)] if tokens else []
     return [*numbers, new_markdown_cell(REFERENCES.plain(text))]
 
 

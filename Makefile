@@ -16,7 +16,7 @@ export TQDM_DISABLE := 1
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help fresh book test browser pdf links slides student times bench workflow table1 small half \
+.PHONY: help fresh book test browser pdf links lab slides student times bench workflow table1 small half \
 	newest address lock clean distclean
 
 help:  ## list the targets
@@ -53,6 +53,9 @@ pdf: book .venv/browser  ## print the built book as a PDF with headless Chromium
 # Needs a network: the one target that asks other machines.
 links: book  ## ask for every address outside that the book names, and report those that are gone
 	$(BIN)/jupyter-book build . --builder linkcheck
+
+lab: .venv/lab  ## open chapter 1 in JupyterLab, with the formulas, boxes and references of the book
+	$(BIN)/jupyter lab chapters/01_generative_model.ipynb
 
 # For a class. The student copies go to build/, which no other target clears.
 slides: fresh  ## the 90-minute lecture as slides that need no network: _build/slides
@@ -99,6 +102,10 @@ INSTALL = VIRTUAL_ENV="$(CURDIR)/$(1)" $(1)/bin/uv pip install --compile-bytecod
 	$(call INSTALL,.venv,requirements-browser.lock)
 	@touch $@
 
+.venv/lab: requirements-lab.lock .venv/done
+	$(call INSTALL,.venv,requirements-lab.lock)
+	@touch $@
+
 .venv-workflow/done: requirements-workflow.lock .venv-workflow/bin/uv
 	$(call INSTALL,.venv-workflow,requirements-workflow.lock)
 	@touch $@
@@ -132,6 +139,7 @@ LOCK = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --n
 lock: .venv/bin/uv  ## write the locks anew from pyproject.toml (keeps pins that still fit)
 	$(LOCK) --extra book --extra test pyproject.toml -o requirements.lock
 	$(LOCK) --group browser --constraint requirements.lock -o requirements-browser.lock
+	$(LOCK) --group lab --constraint requirements.lock -o requirements-lab.lock
 	$(LOCK) --group workflow -o requirements-workflow.lock
 
 clean:  ## remove the built book and what the tests leave

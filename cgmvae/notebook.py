@@ -24,6 +24,7 @@ from cgmvae.run import run
 
 RUN_CHOICES = ("device", "precision", "compile", "results")
 FIELDS = tuple(f.name for f in dataclasses.fields(Experiment))
+GLUED: dict[str, Any] = {}  # what `glue` gave a name in this process, for `numbers`
 
 
 @dataclass(frozen=True)
@@ -148,18 +149,35 @@ def glue(name: str, value: Any) -> None:
     """Give a value a name that the chapter's prose can quote, so that no number is typed in.
 
     A number of NumPy's or torch's becomes Python's own, which a format in the prose can print.
-    Where the book's tools are missing, as on Colab, nothing builds the prose and nothing is done.
+    Where the book's tools are missing, as on Colab, nothing builds the prose; `numbers` still
+    prints the value.
     """
     import contextlib
     import io
 
+    plain = value.item() if hasattr(value, "item") else value  # NumPy's print as np.float64(1.0)
+    GLUED[name] = plain
     try:
         from myst_nb import glue as myst_glue
     except ImportError:
         return
-    plain = value.item() if hasattr(value, "item") else value  # NumPy's print as np.float64(1.0)
     with contextlib.redirect_stdout(io.StringIO()):
         myst_glue(name, plain, display=False)
+
+
+def numbers(*tokens: str) -> None:
+    """Print values that were glued, where no book is built around them: in the student copies.
+
+    Args:
+        tokens: each the name of a value and how it is formatted, such as `ch01_kmeans:.0f`. It is
+            printed without the chapter. One that this run did not make is named as missing.
+    """
+    import re
+
+    for token in dict.fromkeys(tokens):
+        name, _, form = token.partition(":")
+        value = format(GLUED[name], form) if name in GLUED else "not made by this run"
+        print(f"⟨{re.sub(r'^ch[0-9]+_', '', name)}⟩ {value}")
 
 
 def glue_figure(name: str, figure: Any, alt: str) -> None:

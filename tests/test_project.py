@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 LOCKS = {"book": "requirements.lock", "browser": "requirements-browser.lock",
-         "workflow": "requirements-workflow.lock"}
+         "lab": "requirements-lab.lock", "workflow": "requirements-workflow.lock"}
 every_lock = pytest.mark.parametrize("of", LOCKS)
 MODULES = sorted(path.stem for path in (ROOT / "cgmvae").glob("*.py") if path.stem[0] != "_")
 
@@ -72,9 +72,9 @@ def test_lock_is_within_the_ranges(of):
 
 
 def test_locks_that_share_an_environment_agree():
-    """The browser's goes on top of the book's."""
+    """The browser's and JupyterLab's go on top of the book's."""
     book = locked("book")
-    for name, (versions, _) in locked("browser").items():
+    for name, (versions, _) in [*locked("browser").items(), *locked("lab").items()]:
         assert name not in book or set(versions) <= set(book[name][0]), f"{name}: make lock"
 
 
@@ -146,6 +146,8 @@ def test_binder_has_the_packages_requirements():
         requirement = Requirement(line)
         name = names.get(requirement.name, requirement.name)
         assert f"{name}{requirement.specifier}" in conda
+    pip = next(line["pip"] for line in conda if isinstance(line, dict))
+    assert set(pip) <= set(PYPROJECT["dependency-groups"]["lab"]), "as in make lab"
     assert os.access(ROOT / ".binder/postBuild", os.X_OK)
 
 

@@ -4,14 +4,18 @@ import ast
 import builtins
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from markdown_it import MarkdownIt
 
+from cgmvae import notebook as notebook_helper
 from cgmvae.experiment import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +32,8 @@ COPIES = {name: student.student_copy(nbformat.read(path, as_version=4), int(name
 SHRUNK = {"02_relaxation": "images, draws = 4, 64", "04_cifar": "estimator = 'concrete'",
           "05_scaling": "K_max = 10", "06_clusters": "epochs = 1", "08_worth_having": "epochs = 1"}
 TINY = {**PRESETS["quick"], "epochs": 1, "train_limit": 400, "iw_samples": 2}
+# Answers beside the chapter's own. Each runs after it, and is code that replaces some of its names.
+ANSWERED = tomllib.loads(Path(__file__).with_name("answers.toml").read_text())
 
 
 def code_cells(notebook, tag=None):
@@ -38,7 +44,7 @@ def code_cells(notebook, tag=None):
 def chapters_own(copy) -> list[str]:
     """The code cells of a copy that are the chapter's, without the one that installs on Colab."""
     return [cell.source for cell in code_cells(copy)
-            if not {"stub", "check", "remove-cell"} & set(cell.metadata.get("tags", []))]
+            if not {"stub", "check", "numbers", "remove-cell"} & set(cell.metadata.get("tags", []))]
 
 
 def names(source: str, kind: type) -> set[str]:
@@ -92,9 +98,19 @@ def raises(source: str, scope: dict) -> bool:
     return False
 
 
+def refused(label: str, scope: dict) -> bool:
+    """Whether the check of an exercise says, in a sentence, what is wrong."""
+    try:
+        run(student.check(label), dict(scope))
+    except (AssertionError, NotImplementedError) as error:
+        assert str(error), f"{label}: the check fails and does not say why"
+        return True
+    return False
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_stubs_fail_and_solutions_pass(name, monkeypatch):
-    """The same checks, on what the stubs leave and on what the chapter's own solutions find."""
+def test_checks_tell_right_from_wrong(name, monkeypatch):
+    """The same checks, on the stubs, on the chapter's own solutions, and on other answers."""
     monkeypatch.chdir(ROOT / "chapters")
     if name != "06_clusters":  # whose exercises need some clusters
         monkeypatch.setitem(PRESETS, "quick", TINY)
@@ -102,20 +118,34 @@ def test_stubs_fail_and_solutions_pass(name, monkeypatch):
     solutions = student.solutions(chapter)
     checked = [label for label in solutions if label in student.EXERCISES]
     wanted = {name for label in checked
-              for before in (solutions[label], [student.stub(label)])
+              for before in (solutions[label], [student.stub(label)], *zip(sum(ANSWERED[label].values(), [])))
               for name in needed("\n".join([*before, student.check(label)]))}
     scope = {"__name__": "chapter", "In": [], "display": lambda *_: None}
     first, *others = before_the_exercises(COPIES[name], wanted)
     run(first + "\n" + SHRUNK.get(name, ""), scope)
     for source in others:
         run(source, scope)
-    as_student, as_teacher = dict(scope), dict(scope)
+    as_student, as_teacher, passed = dict(scope), dict(scope), []
     for label in checked:
-        raises(student.stub(label), as_student)
-        assert raises(student.check(label), as_student), f"{label}: the check passes with the stub"
+        run(student.stub(label), as_student)
+        assert refused(label, as_student), f"{label}: the check passes with the stub"
         for source in solutions[label]:
             run(source, as_teacher)
-        run(student.check(label), as_teacher)
+        run(student.check(label), dict(as_teacher))
+        for right in ANSWERED[label].get("right", []):
+            other = dict(as_teacher)
+            run(right, other)
+            assert not refused(label, other), f"{label} refuses: {right}"
+        for wrong in ANSWERED[label]["wrong"]:
+            other = dict(as_teacher)
+            run(wrong, other)
+            passed += [] if refused(label, other) else [f"{label}: {wrong}"]
+    assert not passed, "wrong, and the check passes:\n" + "\n".join(passed)
+
+
+def test_every_check_has_wrong_answers():
+    assert set(ANSWERED) == set(student.EXERCISES)
+    assert all(len(set(answers["wrong"])) >= 2 for answers in ANSWERED.values())
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -139,6 +169,58 @@ def test_a_copy_has_every_exercise_and_no_solution(name):
     # What is not a solution is all there.
     solved = {source for sources in student.solutions(chapter).values() for source in sources}
     assert {cell.source for cell in code_cells(chapter)} - solved <= own
+
+
+def prose(source: str) -> str:
+    """What Jupyter shows of a text cell: formulas and code as they are typed, without the marks of the rest."""
+    formulas = []
+
+    def out(found):
+        formulas.append(found[0])
+        return f"formula{len(formulas)}."
+    # As JupyterLab does: formulas are taken out before the rest is read as Markdown.
+    rest = re.sub(r"\$\$.*?\$\$|(?<!\$)\$[^$]+\$", out, source, flags=re.S)
+    assert not [f for f in formulas if re.search(r"^> |\n> |\n\n", f)], "a mark inside a formula"
+    page = BeautifulSoup(MarkdownIt("js-default").render(rest), "html.parser")
+    for link in page.find_all("a"):
+        address = link.get("href")
+        assert address.startswith("https://") or address in {f"{name}.ipynb" for name in CHAPTERS}, address
+    return page.get_text()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_copy_reads_as_a_text(name):
+    """No token, fence, label or reference that only the book's build understands."""
+    labels = set(student.REFERENCES.shown) | set(student.REFERENCES.entries)
+    for cell in COPIES[name].cells:
+        if cell.cell_type != "markdown":
+            continue
+        text = prose(cell.source)
+        assert not re.search(r":::|```|^:\w+:|\{[\w:]+\}|\bch\d\d_|^\([\w-]+\)=|\$\$", text, re.M), text
+        assert not labels & set(re.findall(r"[a-z]+[-\w]+\d{4}|(?:ex|eq|fig)-[\w-]+", text)), text
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_number_of_a_copy_is_printed_above_it(name):
+    cells = COPIES[name].cells
+    # Some names are put together: glue(f"ch05_ratio_{name}", ratio).
+    glued = [re.sub(r"\{[^}]*\}", r"\\w+", found) for cell in code_cells(COPIES[name])
+             for found in re.findall(r'glue\(f?"(\w[^"]*)"', cell.source)]
+    for before, cell in zip(cells, cells[1:]):
+        quoted = re.findall("⟨(.+?)⟩", cell.source) if cell.cell_type == "markdown" else []
+        if not quoted:
+            continue
+        assert "numbers" in before.metadata.tags
+        printed = ast.literal_eval(before.source.removeprefix("notebook.numbers").replace(")", ",)"))
+        names = [token.partition(":")[0] for token in printed]
+        assert [re.sub(r"^ch\d\d_", "", token) for token in names] == quoted
+        assert all(any(re.fullmatch(g, token) for g in glued) for token in names), names
+
+
+def test_numbers_are_printed_as_the_text_has_them(capsys):
+    notebook_helper.glue("ch99_share", torch.tensor(12.345))
+    notebook_helper.numbers("ch99_share:.1f", "ch99_share:.1f", "ch99_none")
+    assert capsys.readouterr().out == "⟨share⟩ 12.3\n⟨none⟩ not made by this run\n"
 
 
 def test_every_solution_that_asserts_has_a_check():

@@ -19,6 +19,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from plain import GLUED, References
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9]*.ipynb"))
@@ -27,23 +28,26 @@ EXERCISES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text()
 # A directive of sphinx-exercise. A solution is one directive, or lies between a start and an end.
 MARK = re.compile(r"^:::\{(exercise|solution|solution-start|solution-end)\} ?(\S*)\n(.*?)^:::$",
                   re.M | re.S)
-ADMONITION = re.compile(r"^:::\{admonition\} ([^\n]*)\n:class: \w+\n(.*?)^:::$", re.M | re.S)
-ROLE = re.compile(r"\{([\w:]+)\}`([^`<]+?)(?:\s*<[^`]*>)?`")
+REFERENCES = References(CHAPTERS, ROOT / "references.bib")
 
 
-def plain(text: str) -> str:
-    """MyST as any Jupyter shows it: admonitions as quotations, roles as their words."""
-    def quotation(found: re.Match) -> str:
-        body = found[2].strip().replace("\n", "\n> ")
-        return f"> **{found[1]}**\n>\n> {body}"
+def told(text: str) -> list[NotebookNode]:
+    """The cells of a piece of text: its numbers, where this run makes them, and the text itself."""
+    tokens = [token for token, _ in GLUED.findall(text)]
+    source = f"notebook.numbers({', '.join(map(repr, tokens))})"
+    folded = {"tags": ["numbers"], "jupyter": {"source_hidden": True}}
+    numbers = [new_code_cell(source, metadata=folded)] if tokens else []
+    return [*numbers, new_markdown_cell(REFERENCES.plain(text))]
 
-    def words(found: re.Match) -> str:
-        role, content = found[1], found[2]
-        if role.startswith("cite"):
-            return f"[{content}]"
-        return f"({content})" if role == "eq" else f"`{content}`" if ":" in role else content
 
-    return ROLE.sub(words, ADMONITION.sub(quotation, text)).strip()
+def shown(cell: NotebookNode) -> list[NotebookNode]:
+    """The cells of a cell of code: the code, and the caption of its figure."""
+    figure = cell.metadata.get("mystnb", {}).get("figure")
+    code = new_code_cell(cell.source, metadata=cell.metadata)
+    if not figure:
+        return [code]
+    caption = REFERENCES.plain(figure["caption"].strip())
+    return [code, new_markdown_cell(f"**{REFERENCES.shown[figure['name']]}.** {caption}")]
 
 
 def solutions(notebook: NotebookNode) -> dict[str, list[str]]:
@@ -87,28 +91,31 @@ def student_copy(notebook: NotebookNode, number: int) -> NotebookNode:
     """Chapter `number` as a student gets it."""
     cells = [new_markdown_cell(
         f"*Chapter {number}, the student's copy. Run it from the top; the exercises are at the "
-        "end. The check below an exercise fails until your answer is there.*")]
+        "end. The check below an exercise fails until your answer is there. A name like ⟨this⟩ in the "
+        "text is a number of your own run: the cell above the text prints it.*")]
     inside, exercises = False, 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cells += [] if inside else [new_code_cell(cell.source, metadata=cell.metadata)]
+            cells += [] if inside else shown(cell)
             continue
         read = 0
         for mark in MARK.finditer(cell.source):
             if not inside:
-                cells.append(new_markdown_cell(plain(cell.source[read:mark.start()])))
+                cells += told(cell.source[read:mark.start()])
             kind, label, body = mark.groups()
             if kind == "exercise":
                 exercises += 1
                 body = body.split("\n", 1)[1]  # without the line of its label
                 cells.append(new_markdown_cell(
-                    f"### Exercise {number}.{exercises}\n\n{plain(body)}"))
+                    f"### Exercise {number}.{exercises}\n\n{REFERENCES.plain(body)}"))
             elif kind != "solution-end":
                 cells += answer(label)
             inside = inside if kind in ("exercise", "solution") else kind == "solution-start"
             read = mark.end()
         if not inside:
-            cells.append(new_markdown_cell(plain(cell.source[read:])))
+            cells += told(cell.source[read:])
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    cells.append(new_markdown_cell("\n".join(["## References", "", *REFERENCES.cited(text)])))
     cells = [cell for cell in cells if cell.source]
     for i, cell in enumerate(cells):  # the same chapter always makes the same copy
         cell.id = f"student-{i:03}"

@@ -117,17 +117,15 @@ def _members(images: Tensor, q_y: Tensor, columns: int) -> tuple[Tensor, list[st
 def what_labels_know(runs: tuple[Record, Record], images: Tensor | None, q_y: Tensor | None) -> Figure:
     """I(x;y) by epoch of two runs of one K; beside it the ten surest images of each cluster of one.
 
-    The curve is of validation images; without one, a mark is I of the test images. `images` are
-    (N, C, H, W) in [0, 1] and `q_y` (N, K); with None the left panel stands alone.
+    A curve is of validation images, a mark of the test images: older records have no more. images:
+    (N, C, H, W) in [0, 1]. q_y: (N, K); with None the left panel stands alone.
     """
     figure, axes = plt.subplots(1, 1 if q_y is None else 2, figsize=(8.6, 3.4), squeeze=False)
     axis, most = axes[0, 0], np.log(runs[0]["experiment"]["K"])
     for record, look in zip(runs, ("-o", "--^"), strict=True):
-        known, name = curves(record).get("validation_information"), label_of(record)
-        if known is None:
-            axis.plot(record["progress"]["epochs"], information(record), look[-1], label=name)
-        else:
-            axis.plot(known.index, known, look[:-1], label=name)
+        known, end = curves(record).get("validation_information"), record["progress"]["epochs"]
+        points = (end, information(record), look[-1]) if known is None else (known.index, known, look[:-1])
+        axis.plot(*points, label=label_of(record))
     for height, dashes, name in ((most, ":", "ln K, the most there is"), (most / 20, "-", "in use from here")):
         axis.axhline(height, color="black", linestyle=dashes, linewidth=0.8, label=name)
     axis.set(xlabel="epoch", ylabel="I(x;y) (nats)", xlim=(0, None), ylim=(-0.05 * most, 1.4 * most))

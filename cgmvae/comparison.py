@@ -139,8 +139,8 @@ def label_of(record: Record) -> str:
     return f"{reading} ({record['preset']}, seed {e['seed']})"
 
 
-def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Record, Record]:
-    """The Concrete run whose label knows most, and beside it one of eq. 8 to the letter.
+def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Record, Record] | None:
+    """The Concrete run whose label knows most, and beside it one of eq. 8 to the letter; None if there are none.
 
     Args:
         known: records. dataset: `mnist` or `cifar100`; the runs with its K of Table 1 are compared.
@@ -148,21 +148,18 @@ def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Reco
             1 nat goes before a run that knows more and cannot be shown.
 
     Of eq. 8, the run most like the first: of its scale if there is one, then of its seed.
-
-    Raises ValueError unless there are two such runs.
     """
     def shown(r: Record) -> bool:
         return information(r) >= 1 and (published / f"{r['id']}.safetensors").exists()
 
     free = {"dataset": dataset, "estimator": "concrete", "K": DATASETS[dataset].K}
     runs = [r for r in known if free.items() <= r["experiment"].items()]
-    if runs:
-        best = max(runs, key=lambda r: (shown(r), information(r)))
-        literal = [r for r in runs if r is not best and READINGS["literal"].items() <= r["experiment"].items()]
-        if literal:
-            return best, max(literal, key=lambda r: (
-                r["preset"] == best["preset"], r["experiment"]["seed"] == best["experiment"]["seed"]))
-    raise ValueError(f"a pair needs two records of {dataset!r}, one of them of eq. 8 to the letter")
+    best = max(runs, key=lambda r: (shown(r), information(r)), default=None)
+    literal = [r for r in runs if r is not best and READINGS["literal"].items() <= r["experiment"].items()]
+    if not literal:
+        return None
+    return best, max(literal, key=lambda r: (r["preset"] == best["preset"],
+                                             r["experiment"]["seed"] == best["experiment"]["seed"]))
 
 
 def table(found: dict[tuple[str, str], Cell]) -> pd.DataFrame:

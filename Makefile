@@ -81,10 +81,10 @@ workflow: .venv-workflow/done  ## set Snakemake up, in an environment of its own
 table1: workflow .venv/done  ## run what is missing of Table 1, at the paper's scale: wants a GPU
 	$(SWEEP) table=table1
 
-small: workflow .venv/done  ## the same on 20,000 training images: under an hour on two cores
+small: workflow .venv/done  ## the same on 20,000 training images: a laptop does it
 	$(SWEEP) table=small
 
-half: workflow .venv/done  ## the same on all images, at most 50 epochs: about an hour of a core a run
+half: workflow .venv/done  ## the same on all images, at most 50 epochs: for processors
 	$(SWEEP) table=half
 
 # The environments: an interpreter's own venv, a pinned uv inside it, and a lock. Each is made once,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from cgmvae.datasets import DATASETS
 from cgmvae.experiment import preset
 from cgmvae.records import Record, information
 
@@ -126,6 +128,38 @@ def is_cell(record: Record, dataset: str, row: str, scale: str, **changes: Any) 
     if seed not in SEEDS:
         return False
     return preset(scale, dataset=dataset, seed=seed, **ROWS[row], **changes).as_dict() == record["experiment"]
+
+
+def label_of(record: Record) -> str:
+    """How the figures name one run: how KL(q(y|x)||p(y)) was read, the scale, the seed."""
+    e = record["experiment"]
+    names = {"literal": "eq. 8 to the letter", "closed": "closed form, weight 1"}
+    reading = next((names[name] for name, own in READINGS.items() if own.items() <= e.items()),
+                   f"{e['kl_y_form']}, {e['annealing']}")
+    return f"{reading} ({record['preset']}, seed {e['seed']})"
+
+
+def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Record, Record] | None:
+    """The Concrete run whose label knows most, and beside it one of eq. 8 to the letter; None if there are none.
+
+    Args:
+        known: records. dataset: `mnist` or `cifar100`; the runs with its K of Table 1 are compared.
+        published: the folder of published weights. A run whose weights are there and hold at least
+            1 nat goes before a run that knows more and cannot be shown.
+
+    Of eq. 8, the run most like the first: of its scale if there is one, then of its seed.
+    """
+    def shown(r: Record) -> bool:
+        return information(r) >= 1 and (published / f"{r['id']}.safetensors").exists()
+
+    free = {"dataset": dataset, "estimator": "concrete", "K": DATASETS[dataset].K}
+    runs = [r for r in known if free.items() <= r["experiment"].items()]
+    best = max(runs, key=lambda r: (shown(r), information(r)), default=None)
+    literal = [r for r in runs if r is not best and READINGS["literal"].items() <= r["experiment"].items()]
+    if not literal:
+        return None
+    return best, max(literal, key=lambda r: (r["preset"] == best["preset"],
+                                             r["experiment"]["seed"] == best["experiment"]["seed"]))
 
 
 def table(found: dict[tuple[str, str], Cell]) -> pd.DataFrame:

@@ -76,6 +76,19 @@ def information(q_y: Tensor) -> float:
     return max(0.0, float(entropy(q_y.mean(0)) - entropy(q_y).mean()))
 
 
+def verdict(information: float, perplexity: float, K: int) -> str:
+    """A label is in use from a twentieth of ln K on; or else collapsed, to the uniform one or to one for all.
+
+    Args:
+        information: I(x;y), in nats. perplexity: of the mean of q(y|x), between 1 and K.
+
+    Returns `in use`, `uniform` or `one for all`. The line is a convention: look at the number too.
+    """
+    if information >= math.log(K) / 20:
+        return "in use"
+    return "uniform" if perplexity > K / 2 else "one for all"
+
+
 def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, Any]:
     """Every number that a record holds of the test set; nats are means over its images.
 

@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
-from cgmvae.comparison import PAPER, PAPERS_ROW, Cell
+from cgmvae.comparison import PAPER, PAPERS_ROW, Cell, label_of
 from cgmvae.experiment import DATASETS
 from cgmvae.model import GMVAE
 from cgmvae.objectives import ESTIMATORS
-from cgmvae.records import Record, curves
+from cgmvae.records import Record, curves, information
 
 COLOURS = {name: e.colour for name, e in ESTIMATORS.items()} | {"paper": "#555555"}
 """Okabe and Ito's palette, told apart by readers of every colour vision."""
@@ -97,6 +97,12 @@ def cluster_members(images: Tensor, q_y: Tensor, columns: int = 10) -> Figure:
     Args:
         images: (N, C, H, W) in [0, 1]. q_y: (N, K).
     """
+    rows, names = _members(images, q_y, columns)
+    return image_grid(rows, columns, names)
+
+
+def _members(images: Tensor, q_y: Tensor, columns: int) -> tuple[Tensor, list[str]]:
+    """The surest images of each cluster in use, (rows * columns, C, H, W), and the name of each row."""
     labels, names, rows = q_y.argmax(1), [], []
     for k in labels.unique().tolist():
         mine = (labels == k).nonzero()[:, 0]
@@ -105,7 +111,31 @@ def cluster_members(images: Tensor, q_y: Tensor, columns: int = 10) -> Figure:
         row[:len(best)] = images[best]
         rows.append(row)
         names.append(f"y = {k} ({len(mine)})")
-    return image_grid(torch.cat(rows), columns, names)
+    return torch.cat(rows), names
+
+
+def what_labels_know(runs: tuple[Record, Record], images: Tensor | None, q_y: Tensor | None) -> Figure:
+    """I(x;y) by epoch of two runs of one K; beside it the ten surest images of each cluster of one.
+
+    A curve is of validation images, a mark of the test images: older records have no more. images:
+    (N, C, H, W) in [0, 1]. q_y: (N, K); with None the left panel stands alone.
+    """
+    figure, axes = plt.subplots(1, 1 if q_y is None else 2, figsize=(8.6, 3.4), squeeze=False)
+    axis, most = axes[0, 0], np.log(runs[0]["experiment"]["K"])
+    for record, look in zip(runs, ("-o", "--^"), strict=True):
+        known, end = curves(record).get("validation_information"), record["progress"]["epochs"]
+        points = (end, information(record), look[-1]) if known is None else (known.index, known, look[:-1])
+        axis.plot(*points, label=label_of(record))
+    for height, dashes, name in ((most, ":", "ln K, the most there is"), (most / 20, "-", "in use from here")):
+        axis.axhline(height, color="black", linestyle=dashes, linewidth=0.8, label=name)
+    axis.set(xlabel="epoch", ylabel="I(x;y) (nats)", xlim=(0, None), ylim=(-0.05 * most, 1.4 * most))
+    axis.legend(fontsize=8, loc="upper left", ncols=2)
+    if q_y is not None:
+        tiles = torch.nn.functional.pad(_members(images, q_y, 10)[0], (1, 1, 1, 1), value=1.0)
+        tiles = tiles.unflatten(0, (-1, 10)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+        axes[0, 1].imshow(tiles, vmin=0, vmax=1, cmap="gray", interpolation="nearest")
+        axes[0, 1].set_axis_off()
+    return figure
 
 
 LOOKS = {"plain": ("#999999", "s", "plain PyTorch"), "pyro": ("#CC79A7", "D", "Pyro"),

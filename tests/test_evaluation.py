@@ -10,7 +10,7 @@ from helpers import Toy, exact_elbo, exact_log_p_x, exact_terms, small, toy_imag
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from cgmvae import data, objectives
-from cgmvae.evaluation import assign, cluster_scores, evaluate, importance_weight
+from cgmvae.evaluation import assign, cluster_scores, evaluate, importance_weight, verdict
 from cgmvae.model import GMVAE
 
 COPIES = 4000
@@ -188,3 +188,10 @@ def test_evaluation_uses_exact_samples_whatever_the_estimator():
     some = splits(toy_images(100) * 255)
     numbers = [evaluate(Toy(), some, small(estimator=name)) for name in objectives.ESTIMATORS]
     assert all(n == numbers[0] for n in numbers)
+
+
+@pytest.mark.parametrize("information, perplexity, said", [
+    (0.0, 10.0, "uniform"), (0.114, 9.9, "uniform"), (0.0, 1.0, "one for all"), (0.05, 3.0, "one for all"),
+    (0.116, 9.9, "in use"), (0.116, 1.2, "in use"), (math.log(10), 10.0, "in use")])
+def test_a_label_is_in_use_by_what_it_knows_and_by_nothing_else(information, perplexity, said):
+    assert verdict(information, perplexity, 10) == said

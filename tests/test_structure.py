@@ -189,6 +189,23 @@ def test_figures_have_caption_name_and_alt(name):
     assert names and len(names) == len(set(names))
 
 
+SCREEN = 36  # lines of code that a laptop shows at once
+
+
+@every_chapter
+def test_set_up_is_folded(name):
+    """Parameters and imports are folded, and no more than a screen of code comes before a picture."""
+    parameters, imports, *cells = code_cells(read(name))[1:]
+    assert all("hide-input" in cell.metadata.get("tags", []) for cell in (parameters, imports))
+    open_lines = 0
+    for cell in cells:
+        if "hide-input" not in cell.metadata.get("tags", []):
+            open_lines += len(cell.source.splitlines())
+        if cell.metadata.get("mystnb") or "HTML(interactive." in cell.source:
+            break
+    assert open_lines <= SCREEN
+
+
 # Numbers, equations, citations
 
 UNIT = r"(?:nats?|bits?|s|ms|seconds?|minutes?|hours?|%|percent|[KMG]i?B|GFLOP|MFLOP|images/s)"

@@ -40,8 +40,15 @@ book: fresh  ## execute every chapter, build the HTML and print the page to open
 	@echo "The book is built. Open this page in a browser:"
 	@echo "$(CURDIR)/_build/html/index.html"
 
-test: .venv/done  ## run every test: the package, every chapter, papermill, the book's build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Each chapter is executed once: nbval runs its cells and leaves it executed, made anew in each call, and the
+# book's build among the tests renders it. A chapter that fails does not keep the other tests from running.
+CHECK = @rm -rf _build/executed; failed=0; export OMP_NUM_THREADS=1 EXECUTED=_build/executed; \
+	$(1)/python -m pytest chapters || failed=1; \
+	$(1)/python -m pytest tests || failed=1; \
+	exit $$failed
+
+test: .venv/done  ## run every test: every chapter, then the package, papermill and the book's build
+	$(call CHECK,$(BIN))
 
 # Both need a Chromium on the path.
 browser: book .venv/browser  ## read the built book in a headless Chromium and report what is wrong
@@ -129,7 +136,7 @@ INSTALL = VIRTUAL_ENV="$(CURDIR)/$(1)" $(1)/bin/uv pip install --compile-bytecod
 
 newest: .venv-newest/bin/uv  ## every test with the newest versions that pyproject.toml allows, apart from .venv
 	VIRTUAL_ENV="$(CURDIR)/.venv-newest" .venv-newest/bin/uv pip install --upgrade -e '.[book,test]'
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest
+	$(call CHECK,.venv-newest/bin)
 
 address: .venv/done  ## write the book's address, `repository: url` of _config.yml, into what must hold a copy
 	$(BIN)/python tools/address.py

@@ -140,7 +140,7 @@ def label_of(record: Record) -> str:
 
 
 def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Record, Record] | None:
-    """The Concrete run whose label knows most, and beside it one of eq. 8 to the letter; None if there are none.
+    """The Concrete run of a loss of eq. 8 whose label knows most, and one of eq. 8 to the letter; None without.
 
     Args:
         known: records. dataset: `mnist` or `cifar100`; the runs with its K of Table 1 are compared.
@@ -152,7 +152,7 @@ def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Reco
     def shown(r: Record) -> bool:
         return information(r) >= 1 and (published / f"{r['id']}.safetensors").exists()
 
-    free = {"dataset": dataset, "estimator": "concrete", "K": DATASETS[dataset].K}
+    free = {"dataset": dataset, "estimator": "concrete", "K": DATASETS[dataset].K, "views": "none"}
     runs = [r for r in known if free.items() <= r["experiment"].items()]
     best = max(runs, key=lambda r: (shown(r), information(r)), default=None)
     literal = [r for r in runs if r is not best and READINGS["literal"].items() <= r["experiment"].items()]

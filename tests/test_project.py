@@ -203,4 +203,5 @@ def test_every_module_imports_without_the_books_tools():
 def test_ids_do_not_depend_on_the_hash_seed():
     """PYTHONHASHSEED is left alone: nothing that makes a result may hang on the order of a set."""
     code = "import cgmvae; print(cgmvae.preset('quick', dataset='cifar100', K=7).id)"
-    assert python(code, PYTHONHASHSEED="1") == python(code, PYTHONHASHSEED="2")
+    here = cgmvae.preset("quick", dataset="cifar100", K=7).id  # whose seed is another
+    assert python(code, PYTHONHASHSEED="1").strip() == here

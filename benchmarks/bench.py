@@ -152,7 +152,8 @@ class Bench:
         self.device, self.cores = device, cores
         # Processes are forked from a server that has torch imported but has computed nothing.
         self.spawn = multiprocessing.get_context("forkserver")
-        self.spawn.set_forkserver_preload(["torch.utils.benchmark", "pyro", "cgmvae.figures"])
+        # The first step of an optimiser would import torch._dynamo, for seconds, in each of them.
+        self.spawn.set_forkserver_preload(["torch.utils.benchmark", "torch._dynamo", "pyro", "cgmvae.figures"])
 
     def times(self, jobs: dict[str, tuple[str, Experiment]], rounds: int,
               budget: float, steps: int = 1, profiles: bool = False) -> dict[str, dict]:

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "bench.py"
 spec = importlib.util.spec_from_file_location("bench", PATH)
@@ -26,7 +28,17 @@ def test_ratio_is_taken_within_a_round():
     assert low == middle == high == 0.5
 
 
-def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def own_cores():
+    """The command pins itself to its cores; the tests after this one have all of them again."""
+    before, threads = getattr(os, "sched_getaffinity", lambda _: None)(0), torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    if before:
+        os.sched_setaffinity(0, before)
+
+
+def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys, own_cores):
     monkeypatch.setattr(bench, "CELLS", [("mnist", "concrete", 3)])
     monkeypatch.setattr(bench, "KS", (1, 2))
     monkeypatch.setattr(bench, "BATCH", 4)

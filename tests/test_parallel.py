@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cgmvae import checkpoints, evaluation, objectives, parallel, records, training
+from cgmvae.__main__ import main
 from cgmvae.seeds import derived_seed
 
 SMALL = helpers.small(epochs=2)
@@ -24,10 +25,13 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def train(folder: Path, experiment, **choices) -> subprocess.CompletedProcess:
-    fields = {k: v for k, v in {**experiment.as_dict(), **choices}.items() if v is not None}
-    return torchrun("train", *(f"--{k}={v}" for k, v in fields.items()), "--device=cpu",
-                    f"--results={folder}")
+def arguments(folder: Path, experiment) -> list[str]:
+    fields = {k: v for k, v in experiment.as_dict().items() if v is not None}
+    return ["train", *(f"--{k}={v}" for k, v in fields.items()), "--device=cpu", f"--results={folder}"]
+
+
+def train(folder: Path, experiment) -> subprocess.CompletedProcess:
+    return torchrun(*arguments(folder, experiment))
 
 
 @pytest.mark.parametrize("estimator", ("concrete", "marginal"))
@@ -90,10 +94,14 @@ def test_only_the_first_writes_and_a_run_goes_on(tmp_path):
     assert not paths.checkpoint.exists()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    done = train(tmp_path, SMALL, batch_size=9)
-    assert done.returncode != 0
-    assert "batch_size must be a multiple of the 2 processes; it is 9." in done.stderr
+@pytest.mark.parametrize("rank, said", [
+    ("0", "cgmvae: batch_size must be a multiple of the 2 processes; it is 9.\n"), ("1", "")])
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys, rank, said):
+    """By every process that torchrun would start, and said by the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert main(arguments(tmp_path, SMALL.but(batch_size=9))) == 2
+    assert capsys.readouterr() == ("", said)
     assert not list(tmp_path.rglob("*.json"))
 
 

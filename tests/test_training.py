@@ -292,9 +292,9 @@ def epochs_done(folder) -> int:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(tmp_path, capsys):
-    """A real `python -m cgmvae train`, killed, interrupted, killed again, and started once more."""
+    """A real `python -m cgmvae train`, interrupted, killed, and gone on with in this process."""
     command = [sys.executable, "-m", "cgmvae", *QUICK, "--results", str(tmp_path / "killed")]
-    for stop, epoch in ((signal.SIGKILL, 0), (signal.SIGINT, 1), (signal.SIGKILL, 3)):
+    for stop, epoch in ((signal.SIGINT, 0), (signal.SIGKILL, 2)):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    text=True)
         deadline = time.monotonic() + 120
@@ -312,9 +312,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(tmp_path, capsys
             assert "cgmvae: stopped. The last good checkpoint is kept in" in err
         else:
             assert process.returncode == -signal.SIGKILL
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
-
-    assert main([*QUICK, "--results", str(tmp_path / "whole")]) == 0
+    for folder in ("killed", "whole"):
+        assert main([*QUICK, "--results", str(tmp_path / folder)]) == 0
     killed, whole = only(tmp_path / "killed"), only(tmp_path / "whole")
     assert comparable(killed) == comparable(whole)
     assert same(weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole"))
@@ -405,7 +404,7 @@ def pixel_mean_baseline(e: Experiment) -> float:
 
 @pytest.mark.parametrize("estimator", ("concrete", "marginal"))
 def test_a_quick_run_on_real_digits_beats_the_pixel_means(tmp_path, estimator):
-    e = cgmvae.preset("quick", estimator=estimator, train_limit=1000, epochs=7, batch_size=10,
+    e = cgmvae.preset("quick", estimator=estimator, K=4, train_limit=1000, epochs=7, batch_size=10,
                       z_dim=8, iw_samples=2)
     baseline = pixel_mean_baseline(e)
     assert -215 < baseline < -200

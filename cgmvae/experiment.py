@@ -131,7 +131,7 @@ class Experiment:
         for name, default in (
                 ("K", facts.K), ("tau", 0.3), ("kl_y_form", "relaxed"), ("likelihood", likelihood),
                 ("annealing", estimator.annealing), ("annealing_steps", 2000),
-                ("binarisation", "threshold" if binary else "none"), ("agreement", 100)):
+                ("binarisation", "threshold" if binary else "none"), ("agreement", 100.0)):
             if getattr(self, name) is None:
                 self._set(name, default)
         if binary and self.binarisation == "none":

@@ -1,5 +1,6 @@
 """Two views, one label: the term against arithmetic done anew, its balance, its start, and a run with it."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from helpers import CPU, small, trainer
 
-from cgmvae import ExperimentError, checkpoints, data, evaluation
+from cgmvae import Experiment, ExperimentError, checkpoints, data, evaluation
 from cgmvae.agreement import RECIPE, SHARPENING, agreement, targets
 from cgmvae.views import VIEWS
 
@@ -157,7 +158,9 @@ def test_a_run_with_views_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(t
 
 def test_what_is_not_used_is_no_part_of_the_id():
     assert small(agreement=50.0).id == small().id == small(balanced=False).id
-    assert small(**WITH_VIEWS).agreement == 100
+    with_views = small(**WITH_VIEWS)
+    assert with_views.agreement == 100
+    assert Experiment(**json.loads(json.dumps(with_views.as_dict()))).id == with_views.id
     ids = {small(**WITH_VIEWS, **more).id for more in
            ({}, {"agreement": 10.0}, {"balanced": False}, {"spread_logits": True})}
     assert len(ids) == 4

@@ -70,7 +70,8 @@ class Trainer:
             torch.manual_seed(derived_seed(e.seed, "weights"))
             self.model = GMVAE(e, bf16=self.precision == "bf16").to(device)
         if e.spread_logits and not (checkpoint and checkpoint.exists()):
-            spread_logits(self.model, self.splits.train.batch(slice(0, 1000)))
+            drawn = torch.Generator(device).manual_seed(derived_seed(e.seed, "spread"))
+            spread_logits(self.model, self.splits.train.batch(slice(0, 1000), drawn))
         self.rate = torch.tensor(e.learning_rate, device=device)  # what a recorded step can change
         self.last = e.epochs * e.steps_per_epoch
         self.optimiser = torch.optim.Adam(
@@ -102,7 +103,7 @@ class Trainer:
         e = self.experiment
         rows = parallel.share(self.order.index_select(0, self.position)[0])
         x = self.splits.train.batch(rows, self.noise)
-        view = (None if e.views == "none" else self.splits.train.view(rows, e.views, self.noise))
+        view = None if e.views == "none" else self.splits.train.view(rows, e.views, self.noise)
         w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
         terms = self.estimate(x, view)
         loss = -objectives.elbo(terms, w, e.beta).mean()

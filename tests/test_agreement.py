@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, small, trainer
+from helpers import small, trainer
 
 from cgmvae import Experiment, ExperimentError, checkpoints, data, evaluation
 from cgmvae.agreement import RECIPE, SHARPENING, agreement, targets
@@ -113,14 +113,10 @@ def test_the_first_logits_are_spread():
     plain, spread = (trainer(small(spread_logits=s)) for s in (False, True))
     x = spread.splits.train.batch(slice(0, 1000))
     for t, wanted in ((plain, False), (spread, True)):
-        with evaluating(t):
+        with evaluation.evaluating(t.model):
             logits = t.model.logits_y(t.model.encode(x))
         off = max((logits.std(0) - 1).abs().max().item(), logits.mean(0).abs().max().item())
         assert (off < 1e-3) is wanted
-
-
-def evaluating(t):
-    return evaluation.evaluating(t.model)
 
 
 def test_the_cosine_learning_rate_rises_falls_and_is_adams():
@@ -134,26 +130,6 @@ def test_the_cosine_learning_rate_rises_falls_and_is_adams():
     assert seen[:step + 1] == sorted(seen[:step + 1]) and seen[step:] == sorted(seen[step:], reverse=True)
     if len(seen) == 200:
         assert seen[-1] == pytest.approx(2e-5, rel=0.02)
-
-
-def test_a_run_with_views_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path):
-    e = small(**WITH_VIEWS, spread_logits=True, learning_rate_schedule="cosine")
-    whole = trainer(e)
-    for _ in whole.run():
-        pass
-    path = tmp_path / "run.safetensors"
-    first = trainer(e, checkpoint=path)
-    run = first.run()
-    for _ in range(7):
-        next(run)
-    first.save()
-    first.writer.wait()
-    rest = trainer(e, checkpoint=path)
-    assert rest.resumed
-    for _ in rest.run():
-        pass
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, rest.model.state_dict()[name]), name
 
 
 def test_what_is_not_used_is_no_part_of_the_id():
@@ -172,7 +148,5 @@ def test_what_is_not_used_is_no_part_of_the_id():
 
 def test_the_recipe_is_an_experiment_and_its_record_is_read_back(tmp_path):
     e = small(**RECIPE)
-    t = trainer(e)
-    checkpoints.save_weights(t.model, e, tmp_path / "w.safetensors")
+    checkpoints.save_weights(trainer(e).model, e, tmp_path / "w.safetensors")
     assert checkpoints.load_weights(tmp_path / "w.safetensors")[1] == e
-    assert t.device == CPU

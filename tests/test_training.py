@@ -246,6 +246,8 @@ def test_a_non_finite_loss_is_one_line_in_the_shell(monkeypatch, tmp_path, capsy
 @pytest.mark.parametrize(("estimator", "stops", "changes"), [
     ("concrete", (0, 3, 5), {"binarisation": "dynamic"}),
     ("marginal", (7,), {"annealing": "linear"}),
+    ("concrete", (0, 7), {"views": "digits", "spread_logits": True, "binarisation": "dynamic",
+                          "learning_rate_schedule": "cosine"}),
     ("straight_through", (11, 14), {"patience": 1}),
     ("score_function", (1, 10), {"dataset": "cifar100-sample", "likelihood": "gaussian"})])
 def test_stopped_after_any_step_and_resumed(tmp_path, estimator, stops, changes):

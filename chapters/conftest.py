@@ -40,7 +40,10 @@ def pytest_runtest_call(item):
     own = [m for m in messages if m["parent_header"].get("msg_id") == asked]
     if not any(m["msg_type"] in CHANGES for m in own):
         item.cell.execution_count = item.cell_num + 1
-        item.cell.outputs = [nbformat.v4.output_from_msg(m) for m in own if m["msg_type"] in SHOWN]
+        # IPython keeps no history of what nbval runs, and so does not see that a cell ends with `;`.
+        silent = {"execute_result"} if item.cell.source.rstrip().endswith(";") else set()
+        item.cell.outputs = [nbformat.v4.output_from_msg(m) for m in own
+                             if m["msg_type"] in SHOWN and m["msg_type"] not in silent]
     cells = [cell for cell in chapter.nb.cells if cell.cell_type == "code"]
     if "EXECUTED" in os.environ and all(cell.execution_count for cell in cells):
         keep(chapter)

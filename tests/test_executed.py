@@ -17,7 +17,7 @@ from test_book import remember
 SHOWS = ["print('one'); import sys; print('aside', file=sys.stderr)",
          "import matplotlib.pyplot as plt\nprint('before')\nplt.plot([1, 2]); plt.show()\nprint('after')",
          "from myst_nb import glue\nglue('two', 2.5, display=False)",
-         "'a value'", "x = 1"]
+         "'a value'", "'a value';", "x = 1"]
 
 
 def chapter(folder: Path, *sources: str) -> Path:

@@ -50,7 +50,7 @@ def plain_marginal(model: PlainGMVAE, x: Tensor, noise: Tensor) -> Tensor:
     log_q_y = F.log_softmax(model.q_y(h), 1)
     total = 0.0
     for k in range(model.K):
-        y = F.one_hot(torch.full((len(x),), k), model.K).float()
+        y = F.one_hot(torch.full((len(x),), k), model.K).to(h.dtype)
         log_px, kl_z = model.given_y(x, h, y, noise[k])
         total = total + log_q_y[:, k].exp() * (log_px - kl_z - log_q_y[:, k] - math.log(model.K))
     return -total.mean()

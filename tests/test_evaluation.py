@@ -10,7 +10,7 @@ from helpers import Toy, exact_elbo, exact_log_p_x, exact_terms, small, toy_imag
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from cgmvae import data, objectives
-from cgmvae.evaluation import assign, cluster_scores, evaluate, importance_weight, verdict
+from cgmvae.evaluation import assign, cluster_scores, evaluate, importance_weight, validate, verdict
 from cgmvae.model import GMVAE
 
 COPIES = 4000
@@ -84,6 +84,16 @@ def test_evaluation_is_repeatable_and_touches_nothing():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert all(isinstance(v, float | int) and math.isfinite(v) for v in first.values())
+
+
+def test_layers_that_differ_in_training_are_evaluated_as_they_will_be_used():
+    e = small(K=3, iw_samples=2)
+    model, some = GMVAE(e), splits(torch.randint(0, 256, (7, 1, 28, 28)), torch.arange(7) % 3)
+    with torch.no_grad():
+        plain = evaluate(model, some, e), validate(model, some.validation, e)
+        model.q_z_layers.insert(2, torch.nn.Dropout(0.5))
+    assert (evaluate(model, some, e), validate(model, some.validation, e)) == plain
+    assert assign(model, some.test).equal(assign(model, some.test)) and model.training
 
 
 def test_table_1s_number_does_not_depend_on_the_samples_of_the_bound():

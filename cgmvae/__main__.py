@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from cgmvae import check, checkpoints, data, own_images, parallel, records, sweep, training
+from cgmvae import check, checkpoints, data, gallery, own_images, parallel, records, sweep, training
 from cgmvae.checks import ExperimentError, explained, refuse
 from cgmvae.datasets import DATASETS, known
 from cgmvae.devices import COMPILATIONS, DEVICES, PRECISIONS, OutOfMemory
 from cgmvae.experiment import PRESETS, Experiment, preset
 from cgmvae.run import run
+from cgmvae.views import VIEWS
 
 BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
              FileExistsError, checkpoints.DiskError, OutOfMemory)
@@ -54,6 +55,19 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
     many.add_argument("--at-once", type=int, help="runs that share the device (1; 8 on a GPU)")
     many.set_defaults(task=_sweep)
+
+    sort = commands.add_parser("cluster", help="sort a folder of images into clusters, and show them on a page")
+    sort.add_argument("images", help="a folder or an .npz of images")
+    sort.add_argument("--out", type=Path, required=True, help="folder for the page and the table, a new one")
+    sort.add_argument("--K", type=int, default=10, help="number of clusters; 10")
+    sort.add_argument("--seeds", type=int, default=2, help="runs from different first weights, of which the best is "
+                      "shown; 2")
+    sort.add_argument("--views", help="what does not matter for a cluster: " + ", ".join(VIEWS)
+                      + "; digits for grey images, photos for coloured ones")
+    sort.add_argument("--epochs", type=int, help="of training; as many as make 3,000 steps")
+    sort.add_argument("--device", default="auto", help=DEVICES)
+    sort.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
+    sort.set_defaults(task=_cluster)
 
     fetch = commands.add_parser("data", help="download a data set, or read your own images, and check")
     fetch.add_argument("dataset", help=", ".join(DATASETS) + ", or a folder or an .npz of images")
@@ -112,6 +126,13 @@ def _sweep(args: argparse.Namespace) -> None:
         print(f"{finished} runs finished, {finished / hours:.1f} an hour")
     for name in args.tables:
         print(f"\n{name}\n{sweep.status(name, [records.results_folder(), out]).to_string(index=False)}")
+
+
+def _cluster(args: argparse.Namespace) -> None:
+    clusters = gallery.cluster(args.images, args.out, K=args.K, seeds=args.seeds, views=args.views,
+                               epochs=args.epochs, device=args.device, precision=args.precision)
+    print(gallery.summary(clusters))
+    print(f"Look at {args.out / 'index.html'}; all files are in {args.out / 'clusters.csv'}.")
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -106,10 +106,11 @@ class Experiment:
                              reason="a common size; nothing in the paper points to another")
     learning_rate: float = choice(1e-3, "of Adam", "0.001", above=0)
     learning_rate_schedule: str = choice("constant", "of the learning rate: `constant`, or `cosine`, up for "
-                                         "100 steps, then down to 2% at the last one",
+                                         "100 steps, then down to 2% at the last one, whose weights are kept",
                                          "one rate: `constant`", options=LEARNING_RATES, neutral="constant")
     epochs: int = choice(200, "passes over the training images at most", "200", least=1)
-    patience: int = choice(10, "epochs without a better validation loss before the run stops",
+    patience: int = choice(10, "epochs without a better validation loss before the run stops; a falling "
+                           "learning rate is gone through",
                            "10", least=1)
     validation_fraction: float = choice(0.1, "share of the training images held out",
                                         reason="a common share: it leaves 54,000 images of MNIST "

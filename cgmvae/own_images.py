@@ -44,6 +44,7 @@ class Found:
     name: str
     facts: Dataset
     arrays: dict[str, np.ndarray]  # as in the file of a full data set, see `files`
+    rows: dict[str, tuple[str, int]]  # where each file's image is: `train` or `test`, and its row there
     left_out: list[str]  # each with its reason
     duplicates: int
     others: list[str]  # the endings of files that are none of the three kinds
@@ -161,10 +162,12 @@ def read_images(path: str | os.PathLike, side: int | None = None,
     classes = sorted({s.label or "" for s, _ in good})  # "" if one of them has no class
     classes = classes if len(classes) > 1 and "" not in classes else []
     chosen: dict[bytes, Source] = {}
+    raws: dict[str, bytes] = {}  # of every file, also of those that are one image
     # A test image keeps its place, should a training image of an .npz be the same.
     for source, pair in sorted(good, key=lambda g: (g[0].part != "test", g[0].label or "")):
         pixels = pair[0][None] if is_grey else pair[1].transpose(2, 0, 1)
-        chosen.setdefault(pixels.tobytes(), source)
+        raws[source.where] = pixels.tobytes()
+        chosen.setdefault(raws[source.where], source)
     parts: dict[str, dict[bytes, Source]] = {"train": {}, "test": {}}
     for raw, source in chosen.items():
         number = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
@@ -175,12 +178,13 @@ def read_images(path: str | os.PathLike, side: int | None = None,
             f"together {LEAST_IMAGES} different ones are the least to learn from; left out: "
             f"{_some(left_out)}; duplicates: {len(good) - len(chosen)}; files of other kinds: "
             f"{_kinds(others)}.")
-    return _found(place, parts, pixels.shape, classes, left_out=left_out,
-                  duplicates=len(good) - len(chosen), others=others)
+    row = {raw: (part, k) for part, images in parts.items() for k, raw in enumerate(images)}
+    return _found(place, parts, pixels.shape, classes, rows={where: row[raw] for where, raw in raws.items()},
+                  left_out=left_out, duplicates=len(good) - len(chosen), others=others)
 
 
 def _found(place: Path, parts: dict[str, dict[bytes, Source]], shape: tuple[int, int, int],
-           classes: list[str], **counts) -> Found:
+           classes: list[str], **rest) -> Found:
     number = {name: k for k, name in enumerate(classes)}
     arrays, hashes = {}, []
     for part, chosen in parts.items():
@@ -195,7 +199,7 @@ def _found(place: Path, parts: dict[str, dict[bytes, Source]], shape: tuple[int,
     name = f"images-{safe or 'own'}-{digest[:8]}"
     train, test = (len(parts[part]) for part in ("train", "test"))
     facts = Dataset(shape, train, test, K, name, digest=digest, class_names=tuple(classes))
-    return Found(name, facts, arrays, **counts)
+    return Found(name, facts, arrays, **rest)
 
 
 def _some(items: list[str]) -> str:

@@ -52,7 +52,7 @@ def in_folder(folder: Path) -> tuple[list[Source], list[str], list[str]]:
         if path.suffix.lower() not in SUFFIXES:
             others.append(path.suffix.lower() or "no ending")
             continue
-        label = _text(inside.parts[0]) if len(inside.parts) > 1 else None
+        label = text(inside.parts[0]) if len(inside.parts) > 1 else None
         sources.append(Source(str(inside), partial(_open, path), label))
     return sources, failed, others
 
@@ -76,7 +76,7 @@ def in_npz(path: Path) -> list[Source]:
             names = arrays.get("class_names")
             for k, (image, label) in enumerate(zip(images, labels, strict=True)):
                 if label is not None:
-                    label = _text(str(label if names is None else names[label]))
+                    label = text(str(label if names is None else names[label]))
                 sources.append(Source(f"{part}images[{k}]", partial(Image.fromarray, image), label,
                                       part.rstrip("_") or None))
     except Exception as error:  # damage shows as almost any exception of zipfile or NumPy
@@ -86,7 +86,7 @@ def in_npz(path: Path) -> list[Source]:
     return sources
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     """A class's name, alike whatever system wrote it, without what is no text."""
     return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
 
@@ -104,12 +104,12 @@ def scaled(source: Source, side: int | None, channels: int | None):
             if min(image.size) < LEAST_PIXELS:
                 return f"{image.width} x {image.height} pixels: too small"
             image.draft(None, (4 * (side or SIDES[3]),) * 2)  # a large JPEG need not be read whole
-            plain = _plain(image)
+            upright = plain(image)
         grey, colour = None, None
         if channels != 1:
-            colour = np.asarray(ImageOps.fit(plain.convert("RGB"), (side or SIDES[3],) * 2))
+            colour = np.asarray(ImageOps.fit(upright.convert("RGB"), (side or SIDES[3],) * 2))
         if channels == 1 or channels is None and (colour == colour[..., :1]).all():
-            grey = np.asarray(ImageOps.fit(plain.convert("L"), (side or SIDES[1],) * 2))
+            grey = np.asarray(ImageOps.fit(upright.convert("L"), (side or SIDES[1],) * 2))
         return grey, colour
     except UnidentifiedImageError:
         return "no PNG, JPEG or WebP"
@@ -117,7 +117,7 @@ def scaled(source: Source, side: int | None, channels: int | None):
         return reason(error)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
     """The image upright, of 8 bits, without transparency: of mode L or RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 bits, which Pillow's own conversion can clip

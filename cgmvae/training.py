@@ -121,7 +121,8 @@ class Trainer:
         self.t += 1
 
     def run(self) -> Iterator[dict]:
-        """Train to the end; yields the progress after every step. The best weights are loaded last.
+        """Train to the end; yields the progress after every step. The best weights are loaded last, those
+        of the last step where the learning rate falls.
 
         The caller may stop between two steps and `save`: a new Trainer goes on from there. Raises
         NonFiniteLoss at once on a CPU, within 50 steps on a GPU, OutOfMemory, and DiskError if a
@@ -179,7 +180,8 @@ class Trainer:
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"The validation loss is {loss} after epoch {progress['epoch']}. "
                                 + self.kept())
-        if loss < progress["best_loss"]:
+        # A falling learning rate is made for its last step: those weights are kept, and nothing stops it.
+        if loss < progress["best_loss"] or e.learning_rate_schedule != "constant":
             progress |= {"best_loss": loss, "best_epoch": progress["epoch"], "waited": 0}
             for name, value in self.model.state_dict().items():
                 self.best[name].copy_(value)

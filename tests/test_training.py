@@ -184,6 +184,17 @@ def test_stops_after_all_epochs_with_the_best_weights(monkeypatch):
     assert same(weights(run.model), seen[1])
 
 
+def test_a_falling_learning_rate_is_gone_through_and_its_last_weights_are_kept(monkeypatch):
+    losses, seen = iter([3.0, 4.0, 5.0]), []
+    monkeypatch.setattr(evaluation, "validate", lambda model, *_: (
+        seen.append(weights(model)), {"validation_loss": next(losses)})[1])
+    run = trainer(small(epochs=3, patience=1, learning_rate_schedule="cosine"))
+    fit(run)
+    assert run.progress["stopped"] == "all 3 epochs done"
+    assert (run.progress["best_epoch"], run.progress["best_loss"]) == (3, 5.0)
+    assert same(weights(run.model), seen[2])
+
+
 # Non-finite losses
 
 def break_at(monkeypatch, step: int, term: str, value: float) -> list:

@@ -1,0 +1,182 @@
+"""A folder to clusters that can be looked at: every file is told, nothing of the user's is touched."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score
+
+from cgmvae import checkpoints, data, gallery, pictures
+from cgmvae.__main__ import main
+from cgmvae.checks import ExperimentError
+from cgmvae.data import Pixels
+from cgmvae.datasets import DATASETS
+from cgmvae.evaluation import assign
+from cgmvae.experiment import Experiment, filled_in
+from cgmvae.gallery import cluster
+from cgmvae.own_images import read_images
+from cgmvae.records import Paths
+
+CHOICES = {"K": 3, "epochs": 1, "progress_bar": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """120 coloured images with odd names, one of them twice, one broken, one tiny, and a text."""
+    place = tmp_path_factory.mktemp("images") / "Größe & <b>"
+    (place / "one").mkdir(parents=True)
+    for k in range(120):
+        pixels = np.random.default_rng(k).integers(0, 256, (40 + k % 7, 33, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / ("one" if k % 2 else "") / f'{k} "ä" <i>.png')
+    shutil.copy(place / '0 "ä" <i>.png', os.fsencode(place) + b"/caf\xe9.png")
+    (place / "broken.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (3, 3)).save(place / "tiny.png")
+    (place / "notes.txt").write_text("mine")
+    return place
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    """The folder, clustered once: the clusters, and where they were written."""
+    out = tmp_path_factory.mktemp("made") / "new" / "out"
+    before = state(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CGMVAE_DATA", str(tmp_path_factory.mktemp("cache")))
+        names = dict(DATASETS)
+        clusters = cluster(folder, out, seeds=2, **CHOICES)
+        yield clusters, out
+        DATASETS.clear()
+        DATASETS.update(names)
+    assert state(folder) == before
+
+
+def state(folder):
+    return {os.fsencode(p): (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest())
+            for p in folder.rglob("*") if p.is_file()}
+
+
+def rows(out):
+    with open(out / "clusters.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_good_file_has_its_cluster_and_the_others_are_named(folder, made):
+    clusters, out = made
+    table = rows(out)
+    good = {str(p.relative_to(folder)) for p in folder.rglob("*.png")} - {"broken.png", "tiny.png"}
+    assert {r["file"] for r in table} == good and len(table) == 121
+    assert all(r["cluster"] in "123" and 1 / 3 <= float(r["certainty"]) <= 1.0 for r in table)
+    twins = [r for r in table if r["file"].startswith(('0 "', "caf"))]
+    assert len(twins) == 2 and len({(r["cluster"], r["certainty"]) for r in twins}) == 1
+    about = json.loads((out / "about.json").read_text())
+    assert about["images"] == 120 and about["files"] == 121 and about["duplicates"] == 1
+    assert [re.search(r"'(.*?)'", line)[1] for line in about["left_out"]] == ["broken.png", "tiny.png"]
+    sizes = np.bincount(clusters.labels, minlength=3)
+    assert list(sizes) == sorted(sizes, reverse=True)  # of distinct images, and all but one are
+
+
+def test_a_files_cluster_is_that_of_its_own_pixels(folder, made):
+    """One by one, from the file: no row of another image is taken."""
+    clusters, out = made
+    model, e = checkpoints.load_weights(Paths(out / "models", dataset_run(out)).weights)
+    named = set()
+    for i in range(0, 121, 5):
+        with Image.open(folder / clusters.files[i]) as image:
+            square = pictures.scaled(pictures.Source("", lambda image=image: image.copy()), None, 3)[1]
+        q = assign(model, Pixels(torch.from_numpy(square.copy())[None], e.binarisation)).double()
+        assert float(q.max()) == pytest.approx(clusters.certainty[i], abs=1e-4)
+        named.add((int(q.argmax()), int(clusters.labels[i])))
+    assert len({a for a, _ in named}) == len({b for _, b in named}) == len(named)  # only renamed
+
+
+def dataset_run(out):
+    """The experiment of the run that is shown."""
+    about = json.loads((out / "about.json").read_text())
+    record = json.loads((out / "models" / "runs" / f"{about['shown']}.json").read_text())
+    return Experiment(**filled_in(record["experiment"]))
+
+
+def test_the_best_of_the_runs_is_shown_and_their_agreement_told(made):
+    _, out = made
+    about = json.loads((out / "about.json").read_text())
+    records = {i: json.loads((out / "models" / "runs" / f"{i}.json").read_text()) for i in about["ids"]}
+    loss = {i: r["progress"]["best_validation_loss"] for i, r in records.items()}
+    assert len(loss) == 2 and about["shown"] == min(loss, key=loss.get)
+    labels = []
+    for r in records.values():
+        e = Experiment(**filled_in(r["experiment"]))
+        model, _ = checkpoints.load_weights(Paths(out / "models", e).weights)
+        images = data.load(e.dataset)
+        values = torch.cat([images.train_images, images.test_images]).permute(0, 2, 3, 1).contiguous()
+        labels.append(assign(model, Pixels(values, e.binarisation)).argmax(1).numpy())
+    assert about["agreement_of_seeds_ari"] == pytest.approx(adjusted_rand_score(*labels), abs=1e-9)
+
+
+def test_the_page_needs_nothing_else_and_shows_names_as_text(made):
+    clusters, out = made
+    page = BeautifulSoup((out / "index.html").read_text(encoding="utf-8"), "html.parser")
+    assert page.find("h1").get_text() == "Clusters of Größe & <b>" and page.find("i") is None
+    images = page.find_all("img")
+    assert all(i["src"].startswith("data:image/jpeg;base64,") and i["alt"] for i in images)
+    assert not page.find_all(["script", "link", "iframe"])
+    headings = [h.get_text() for h in page.find_all("h2")]
+    assert headings == ["Cluster 1", "Cluster 2", "Cluster 3", "The least sure"]
+    first = page.find("details").find_all("img")
+    sure = [float(i["alt"].rsplit(" ", 1)[1]) for i in first]
+    assert sure == sorted(sure, reverse=True) and len(first) == min((clusters.labels == 0).sum(), 100)
+    for k in np.unique(clusters.labels):
+        with Image.open(out / f"cluster-{k + 1:02}.jpg") as sheet:
+            assert sheet.width == 10 * gallery.SIDE
+
+
+def test_again_it_trains_nothing_and_after_a_kill_it_goes_on(folder, made, no_work, tmp_path):
+    clusters, out = made
+    before = (out / "clusters.csv").read_bytes()
+    (out / "clusters.csv").unlink()
+    again = cluster(folder, out, seeds=2, **CHOICES)  # no_work: a training would fail
+    assert (out / "clusters.csv").read_bytes() == before and again.about == clusters.about
+
+
+@pytest.mark.parametrize("changes, words", (
+    ({"seeds": 0}, "seeds must be a whole number from 1 to 20"),
+    ({"K": 0}, "K must be"), ({"views": "digit"}, "views must be"), ({"epochs": -1}, "epochs must be"),
+    ({"out": "inside"}, "a folder outside"), ({"out": "used"}, "a new or empty folder"),
+    ({"out": "other"}, "other images or other choices")))
+def test_bad_input_is_refused_before_any_work(folder, made, no_work, tmp_path, changes, words):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("keep me")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "about.json").write_text('{"ids": ["of another"]}')
+    place = folder / "out" if changes.get("out") == "inside" else tmp_path / changes.get("out", "new")
+    with pytest.raises(ExperimentError, match=words):
+        cluster(folder, place, **{**CHOICES, **{k: v for k, v in changes.items() if k != "out"}})
+    assert not (folder / "out").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "used"]
+    assert [p.name for p in (tmp_path / "used").iterdir()] == ["mine.txt"]
+
+
+def test_the_command(folder, made, capsys, monkeypatch, tmp_path):
+    seen = {}
+
+    def instead(images, out, **choices):
+        seen.update(images=images, out=out, **choices)
+        return made[0]
+    monkeypatch.setattr(gallery, "cluster", instead)
+    assert main(["cluster", str(folder), "--out", str(tmp_path / "o"), "--K", "4", "--seeds", "3"]) == 0
+    assert seen["K"] == 4 and seen["seeds"] == 3 and seen["views"] is None
+    assert "nats of their images" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["cluster", str(folder / "nowhere"), "--out", str(tmp_path / "o")]) == 2
+
+
+def test_own_images_are_read_with_the_row_of_each_file(folder):
+    found = read_images(folder)
+    assert len(found.rows) == 121 and len(set(found.rows.values())) == 120

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from cgmvae import check, checkpoints, data, gallery, own_images, parallel, records, sweep, training
+from cgmvae import check, checkpoints, data, gallery, own_clusters, own_images, parallel, records, sweep, training
 from cgmvae.checks import ExperimentError, explained, refuse
 from cgmvae.datasets import DATASETS, known
 from cgmvae.devices import COMPILATIONS, DEVICES, PRECISIONS, OutOfMemory
@@ -129,8 +129,8 @@ def _sweep(args: argparse.Namespace) -> None:
 
 
 def _cluster(args: argparse.Namespace) -> None:
-    clusters = gallery.cluster(args.images, args.out, K=args.K, seeds=args.seeds, views=args.views,
-                               epochs=args.epochs, device=args.device, precision=args.precision)
+    clusters = own_clusters.cluster(args.images, args.out, K=args.K, seeds=args.seeds, views=args.views,
+                                    epochs=args.epochs, device=args.device, precision=args.precision)
     print(gallery.summary(clusters))
     print(f"Look at {args.out / 'index.html'}; all files are in {args.out / 'clusters.csv'}.")
 

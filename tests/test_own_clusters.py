@@ -14,14 +14,14 @@ from bs4 import BeautifulSoup
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
-from cgmvae import checkpoints, data, gallery, pictures
+from cgmvae import checkpoints, data, gallery, own_clusters, pictures
 from cgmvae.__main__ import main
 from cgmvae.checks import ExperimentError
 from cgmvae.data import Pixels
 from cgmvae.datasets import DATASETS
 from cgmvae.evaluation import assign
 from cgmvae.experiment import Experiment, filled_in
-from cgmvae.gallery import cluster
+from cgmvae.own_clusters import cluster
 from cgmvae.own_images import read_images
 from cgmvae.records import Paths
 
@@ -117,6 +117,14 @@ def test_the_best_of_the_runs_is_shown_and_their_agreement_told(made):
         images = data.load(e.dataset)
         values = torch.cat([images.train_images, images.test_images]).permute(0, 2, 3, 1).contiguous()
         labels.append(assign(model, Pixels(values, e.binarisation)).argmax(1).numpy())
+    best = about["ids"].index(about["shown"])
+    again = []
+    for k in range(3):
+        own = set(np.flatnonzero(labels[best] == k))
+        others = [set(np.flatnonzero(labels[1 - best] == j)) for j in range(3)]
+        again.append((len(own), max(len(own & o) / len(own | o) for o in others) if own else 0))
+    again = [share for _, share in sorted(again, key=lambda a: -a[0])]
+    assert about["found_again"] == pytest.approx(again)
     assert about["agreement_of_seeds_ari"] == pytest.approx(adjusted_rand_score(*labels), abs=1e-9)
 
 
@@ -127,6 +135,9 @@ def test_the_page_needs_nothing_else_and_shows_names_as_text(made):
     images = page.find_all("img")
     assert all(i["src"].startswith("data:image/jpeg;base64,") and i["alt"] for i in images)
     assert not page.find_all(["script", "link", "iframe"])
+    told = [s.get_text() for s in page.find_all("summary")]
+    again = clusters.about["found_again"]
+    assert f"found again by {again[0]:.2f}" in told[0] and "found again" not in told[3]
     headings = [h.get_text() for h in page.find_all("h2")]
     assert headings == ["Cluster 1", "Cluster 2", "Cluster 3", "The least sure"]
     first = page.find("details").find_all("img")
@@ -169,7 +180,7 @@ def test_the_command(folder, made, capsys, monkeypatch, tmp_path):
     def instead(images, out, **choices):
         seen.update(images=images, out=out, **choices)
         return made[0]
-    monkeypatch.setattr(gallery, "cluster", instead)
+    monkeypatch.setattr(own_clusters, "cluster", instead)
     assert main(["cluster", str(folder), "--out", str(tmp_path / "o"), "--K", "4", "--seeds", "3"]) == 0
     assert seen["K"] == 4 and seen["seeds"] == 3 and seen["views"] is None
     assert "nats of their images" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -79,7 +80,7 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
     experiments = [experiment_of(found, K, views, epochs, seed) for seed in range(seeds)]
     ids = [e.id for e in experiments]
     _check_out(out, ids)
-    print(found)
+    print(found, file=sys.stderr)
     gallery.write_text(out / ABOUT, json.dumps({"ids": ids}))
     records = [run(e, device=device, precision=precision, results=out / MODELS, progress_bar=progress_bar)
                for e in experiments]

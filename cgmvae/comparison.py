@@ -152,7 +152,7 @@ def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Reco
     def shown(r: Record) -> bool:
         return information(r) >= 1 and (published / f"{r['id']}.safetensors").exists()
 
-    free = {"dataset": dataset, "estimator": "concrete", "K": DATASETS[dataset].K, "views": "none"}
+    free = {"dataset": dataset, "estimator": "concrete", "K": DATASETS[dataset].K, "views": "none", "labelled": 0}
     runs = [r for r in known if free.items() <= r["experiment"].items()]
     best = max(runs, key=lambda r: (shown(r), information(r)), default=None)
     literal = [r for r in runs if r is not best and READINGS["literal"].items() <= r["experiment"].items()]

@@ -63,6 +63,7 @@ class Splits:
     test: Pixels
     test_groups: Tensor | None  # the digit, or the superclass: what clusters are compared with
     test_labels: Tensor | None  # the digit, or the fine class
+    told: tuple[Tensor, Tensor] | None = None  # places in `train`, and the labels there, on the device
 
 
 def split(experiment: Experiment, images: Images, device: torch.device | str) -> Splits:
@@ -92,7 +93,19 @@ def split(experiment: Experiment, images: Images, device: torch.device | str) ->
 
     return Splits(pixels(moving.train_images[kept], mode),
                   pixels(still.train_images[held_out], still_mode),
-                  pixels(still.test_images, still_mode), images.test_groups, images.test_labels)
+                  pixels(still.test_images, still_mode), images.test_groups, images.test_labels,
+                  told(experiment, images.train_groups[kept], device) if experiment.labelled else None)
+
+
+def told(experiment: Experiment, groups: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """The images whose class a run is told, the first of each class in the run's order: their places and classes.
+
+    As many of each class, one more of the first if it does not come out even.
+    """
+    same = groups[:, None] == torch.arange(int(groups.max()) + 1)
+    rank = (same.cumsum(0) * same).sum(1)  # 1 for the first of its class
+    rows = (rank * same.shape[1] + groups).argsort(stable=True)[:experiment.labelled]
+    return rows.to(device), groups[rows].to(device)
 
 
 def static_draw(images: Images) -> Images:

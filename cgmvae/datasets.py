@@ -42,6 +42,11 @@ class Dataset:
         """Whether its images have labels, which only the scores of clusters use."""
         return bool(self.class_names or self.superclasses)
 
+    @property
+    def groups(self) -> int:
+        """How many classes clusters are compared with: the superclasses, else the classes; 0 without."""
+        return self.K if self.superclasses else len(self.class_names)
+
 
 OWN_NAME = re.compile(r"images-[a-z0-9-]+-([0-9a-f]{8})")
 """The name of a reader's own images: from the folder's name, and from the images' digest."""

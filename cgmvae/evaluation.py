@@ -109,6 +109,8 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
         - `test_cluster_perplexity`: exp of the entropy of the mean of q(y|x), between 1 and K.
         - `test_acc`, `test_nmi`, `test_ari`: the argmax labels against the digits, or the
           superclasses of CIFAR-100 (see `cluster_scores`); None for images without labels.
+        - `test_label_acc`: the share whose argmax label is their class, without any matching; only where
+          some classes were told.
     """
     noise, weights = (Generator(splits.test.values.device).manual_seed(
         derived_seed(experiment.seed, use)) for use in ("test", "importance weights"))
@@ -119,6 +121,8 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     shares = np.bincount(labels, minlength=model.K) / len(labels)
     scores = (dict.fromkeys(("acc", "nmi", "ari")) if splits.test_groups is None
               else cluster_scores(labels, splits.test_groups.numpy()))
+    if experiment.labelled:  # the labels have names
+        scores["label_acc"] = float((labels == splits.test_groups.numpy()).mean())
     return {**means, "iw_samples": experiment.iw_samples,
             "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
             "test_clusters_used": int((shares >= IN_USE).sum()),

@@ -40,12 +40,10 @@ class Experiment:
     Raises ExperimentError, before any work, for a choice that cannot be run.
     """
 
-    dataset: str = choice("mnist", "the images, or the path of your own: a folder or an .npz", "both",
-                          options=DATASETS)
+    dataset: str = choice("mnist", "the images, or the path of your own: a folder or an .npz", "both", options=DATASETS)
     estimator: str = choice("concrete", "how the ELBO is estimated",
                             "`concrete` (eq. 7, 8) against `marginal` (eq. 6)", options=ESTIMATORS)
-    K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10",
-                           "10 and 20", least=1)
+    K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10", "10 and 20", least=1)
     z_dim: int = choice(64, "D, the dimension of z", reason="the code of the blog post that the "
                         "paper cites for the model (Shu, 2016) has 64", least=1)
     tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3", above=0,
@@ -81,9 +79,8 @@ class Experiment:
         "MNIST is binarised; how is not said",
         "every run sees the same pixels, without noise that no model can predict",
         options=BINARISATIONS)
-    padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)",
-                          reason="the image is halved twice and doubled twice, and nothing is cut "
-                          "off at its edge", options=PADDINGS)
+    padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)", options=PADDINGS,
+                          reason="the image is halved twice and doubled twice, and nothing is cut off at its edge")
     decoder_units: int = choice(0, "width of a hidden layer between z and the decoder's feature map; "
                                 "0: none", "a single fully connected layer, then two transposed "
                                 "convolutions: `0`", least=0)
@@ -102,6 +99,8 @@ class Experiment:
                                      "no such term", neutral=None, above=0, null=True)
     balanced: bool = choice(True, "the labels that views are to agree on are as many of each over a batch",
                             "no such term", neutral=True)
+    labelled: int = choice(0, "training images whose class is told, as many of each; 0", "0: unsupervised",
+                           neutral=0, least=0)
     batch_size: int = choice(128, "images a step", least=1,
                              reason="a common size; nothing in the paper points to another")
     learning_rate: float = choice(1e-3, "of Adam", "0.001", above=0)
@@ -110,8 +109,7 @@ class Experiment:
                                          "one rate: `constant`", options=LEARNING_RATES, neutral="constant")
     epochs: int = choice(200, "passes over the training images at most", "200", least=1)
     patience: int = choice(10, "epochs without a better validation loss before the run stops; a falling "
-                           "learning rate is gone through",
-                           "10", least=1)
+                           "learning rate is gone through", "10", least=1)
     validation_fraction: float = choice(0.1, "share of the training images held out",
                                         reason="a common share: it leaves 54,000 images of MNIST "
                                         "and 45,000 of CIFAR-100", above=0, below=1)
@@ -139,15 +137,19 @@ class Experiment:
             refuse("binarisation", "none", "'threshold', 'static' or 'dynamic' with likelihood "
                    f"{likelihood!r}, or likelihood 'cross_entropy' for pixels between 0 and 1")
         if self.train_limit is not None and not 2 <= self.train_limit <= facts.train:
-            refuse("train_limit", self.train_limit,
-                   f"None, or a whole number from 2 to the {facts.train} training images of "
-                   f"{self.dataset!r}")
+            refuse("train_limit", self.train_limit, f"None, or a whole number from 2 to the {facts.train} "
+                   f"training images of {self.dataset!r}")
         if not 1 <= self.validation_size < self.available:
-            refuse("validation_fraction", self.validation_fraction, "a share that leaves at least "
-                   f"one of the {self.available} images on each side of the split")
+            refuse("validation_fraction", self.validation_fraction, "a share that leaves at least one of the "
+                   f"{self.available} images on each side of the split")
         if self.batch_size > self.train_size:
-            refuse("batch_size", self.batch_size, f"at most the {self.train_size} images that "
-                   f"{self.dataset!r} has for training after the validation split")
+            refuse("batch_size", self.batch_size, f"at most the {self.train_size} images that {self.dataset!r} "
+                   "has for training after the validation split")
+        if self.labelled and not (facts.labelled and facts.groups <= self.labelled <= self.train_size):
+            refuse("labelled", self.labelled, f"0, or from the {facts.groups} classes to the {self.train_size} "
+                   "training images" if facts.groups else f"0, as {self.dataset!r} has no labels")
+        if self.labelled and self.K < facts.groups:
+            refuse("K", self.K, f"at least the {facts.groups} classes whose names are told (labelled)")
         # A choice that this run does not use must not give it another id.
         if not estimator.relaxed:
             self._set("tau", None)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Terms = dict[str, Tensor]
 KL_Y_FORMS = ("relaxed", "categorical")
 KL_Z_FORMS = ("sampled", "closed")
+LABEL_WEIGHT = 100.0  # of -ln q(y|x) of an image whose label is told
 
 
 def elbo(terms: Terms, w: Tensor | float = 1.0, beta: float = 1.0) -> Tensor:
@@ -160,6 +161,21 @@ def exact_sample(model: GMVAE, x: Tensor, experiment: Experiment,
             "kl_y": categorical_kl(log_q_y, model.log_p_y())}, log_q_y, y
 
 
+def labelled(model: GMVAE, x: Tensor, y: Tensor, experiment: Experiment,
+             generator: Generator | None = None, view: Tensor | None = None) -> Tensor:
+    """The loss of images whose label y, int64 (B,), is told: (B,), nats.
+
+    The negative of what eq. 5 becomes when there is nothing to infer of y, a bound on ln p(x, y), and
+    `LABEL_WEIGHT` times -ln q(y|x), which that bound does not train (Kingma et al., 2014). With a second
+    view the latter is the mean over both.
+    """
+    h = model.encode(x if view is None else torch.cat([x, view]))
+    log_px, kl_z = _one_label(model, x, h[:len(x)], y, experiment, generator)
+    told = y if view is None else y.repeat(2)
+    log_q = model.log_q_y(h).gather(-1, told[:, None])[:, 0].view(-1, len(x)).mean(0)
+    return experiment.beta * kl_z - log_px - model.log_p_y() - LABEL_WEIGHT * log_q
+
+
 def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor, experiment: Experiment,
                generator: Generator | None) -> tuple[Tensor, Tensor]:
     noise = torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
@@ -192,6 +208,7 @@ ESTIMATORS = {
 class Estimate(nn.Module):
     """The experiment's estimator as a module: x, and a second view of it if there is one, to the terms.
 
+    `told` are images whose label is known, (x, y) or (x, y, view): their loss is the term `labelled`.
     torch's distributed data parallel asks for a module.
     """
 
@@ -199,13 +216,17 @@ class Estimate(nn.Module):
         super().__init__()
         self.model, self.experiment, self.generator = model, experiment, generator
 
-    def forward(self, x: Tensor, view: Tensor | None = None) -> Terms:
-        e, estimator = self.experiment, ESTIMATORS[self.experiment.estimator]
-        if view is None:
-            return estimator(self.model, x, e, self.generator)
-        h = self.model.encode(torch.cat([x, view]))
-        terms = estimator(self.model, x, e, self.generator, h[:len(x)])
-        return terms | {"agreement": agreement(self.model.log_q_y(h), e.balanced)}
+    def forward(self, x: Tensor, view: Tensor | None = None, told: tuple[Tensor, ...] = ()) -> Terms:
+        e, estimator, h = self.experiment, ESTIMATORS[self.experiment.estimator], None
+        more: Terms = {}
+        if view is not None:
+            h = self.model.encode(torch.cat([x, view]))
+            more["agreement"] = agreement(self.model.log_q_y(h), e.balanced)
+            h = h[:len(x)]
+        terms = estimator(self.model, x, e, self.generator, h) | more
+        if told:
+            terms["labelled"] = labelled(self.model, *told[:2], e, self.generator, *told[2:])
+        return terms
 
 
 KEEP_BYTES = {"cpu": 2 * 2**30, "cuda": 24 * 2**30, "mps": 2 * 2**30}

@@ -29,7 +29,7 @@ CELLS = [{"dataset": d, "estimator": e} for d in ("mnist", "cifar100") for e in 
 SMALL_CELLS = [{"dataset": "mnist", "estimator": "concrete"},
                {"dataset": "mnist", "estimator": "marginal"},
                {"dataset": "cifar100", "estimator": "concrete"}]
-CLUSTERS = {"dataset": "mnist", "epochs": 10, **RECIPE}
+CLUSTERS = {"dataset": "mnist", "epochs": 20, **RECIPE}
 
 
 def runs(name: str) -> list[Experiment]:
@@ -64,6 +64,8 @@ TABLES = {
     # Labels that find digits: the recipe of `agreement`, both estimators, and the same without views.
     "clusters": ("half", 5, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
                              {**CLUSTERS, "views": "none", "seeds": 3}]),
+    # The same with the class of 100 digits told, with views and without.
+    "labels": ("half", 10, [{**CLUSTERS, "labelled": 100}, {**CLUSTERS, "labelled": 100, "views": "none", "seeds": 3}]),
     # What each part of the recipe is worth: one change at a time, on 20,000 training images.
     "parts": ("small", 3, [{**CLUSTERS, "epochs": 8, **change} for change in (
         {}, {"views": "same"}, {"balanced": False}, {"spread_logits": False},

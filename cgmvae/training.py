@@ -105,10 +105,12 @@ class Trainer:
         x = self.splits.train.batch(rows, self.noise)
         view = None if e.views == "none" else self.splits.train.view(rows, e.views, self.noise)
         w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
-        terms = self.estimate(x, view)
+        terms = self.estimate(x, view, self.told())
         loss = -objectives.elbo(terms, w, e.beta).mean()
         if view is not None:
             loss = loss + e.agreement * terms["agreement"].mean()
+        if "labelled" in terms:
+            loss = loss + terms["labelled"].mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if e.learning_rate_schedule != "constant":
@@ -119,6 +121,17 @@ class Trainer:
         self.terms.index_copy_(0, self.position, means[None])
         self.position += 1
         self.t += 1
+
+    def told(self) -> tuple[torch.Tensor, ...]:
+        """A batch of the images whose class is told: x, y, and a second view if there is one; () without."""
+        e, splits = self.experiment, self.splits
+        if splits.told is None:
+            return ()
+        rows, labels = splits.told
+        some = torch.randint(len(rows), (min(len(rows), e.batch_size),), device=rows.device, generator=self.noise)
+        rows, labels = rows.index_select(0, some), labels.index_select(0, some)
+        views = () if e.views == "none" else (splits.train.view(rows, e.views, self.noise),)
+        return splits.train.batch(rows, self.noise), labels, *views
 
     def run(self) -> Iterator[dict]:
         """Train to the end; yields the progress after every step. The best weights are loaded last, those

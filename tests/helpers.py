@@ -192,6 +192,8 @@ BAD = {
                       "leaves at least one of the 4000 images"),
     "train_limit": ({"train_limit": 4001}, "train_limit", "from 2 to the 4000 training images"),
     "iw_samples": ({"iw_samples": 0}, "iw_samples", "a whole number of at least 1"),
+    "labelled": ({"labelled": 5}, "labelled", "0, or from the 10 classes to the"),
+    "labelled, too few clusters": ({"K": 9, "labelled": 20}, "K", "at least the 10 classes"),
     "seed": ({"seed": -1}, "seed", "a whole number from 0"),
     "huge seed": ({"seed": 2**64}, "seed", "a whole number from 0"),
     "too many clusters": ({"K": 10**9, "estimator": "marginal"}, "K", "at most about "),

@@ -41,7 +41,7 @@ PAPER = {
     "kl_y_form": "relaxed", "annealing": "ramp", "annealing_steps": 2000,
     "likelihood": "bernoulli", "binarisation": "threshold", "padding": "same",
     "decoder_units": 0, "initialisation": "glorot", "beta": 1.0, "kl_z_form": "sampled",
-    "spread_logits": False, "views": "none", "agreement": None, "balanced": True,
+    "spread_logits": False, "views": "none", "agreement": None, "balanced": True, "labelled": 0,
     "batch_size": 128, "learning_rate": 1e-3, "learning_rate_schedule": "constant", "epochs": 200,
     "patience": 10, "validation_fraction": 0.1, "train_limit": None, "iw_samples": 50, "seed": 0}
 
@@ -102,6 +102,7 @@ OTHERS = {
     "likelihood": "cross_entropy", "binarisation": "dynamic", "padding": "valid",
     "decoder_units": 256, "initialisation": "he", "beta": 0.5, "kl_z_form": "closed",
     "spread_logits": True, "views": "digits", "agreement": 30.0, "balanced": False,
+    "labelled": 100,
     "batch_size": 64, "learning_rate": 3e-4, "learning_rate_schedule": "cosine", "epochs": 20, "patience": 3,
     "validation_fraction": 0.2, "train_limit": 20_000, "iw_samples": 10, "seed": 1}
 USED = {"agreement": {"views": "same"}, "balanced": {"views": "same"}}
@@ -120,7 +121,7 @@ def test_a_field_that_came_later_spares_the_old_records():
     """Neutral, it is no part of the id; and a record that lacks it is read as having that value."""
     old = {k: v for k, v in PAPER.items() if k not in NEUTRAL}
     assert set(NEUTRAL) == {"initialisation", "beta", "kl_z_form", "spread_logits", "views",
-                            "agreement", "balanced", "learning_rate_schedule"}
+                            "agreement", "balanced", "labelled", "learning_rate_schedule"}
     assert Experiment(**filled_in(old)) == Experiment(initialisation="torch")
     assert filled_in(PAPER) == PAPER
     for name, value in NEUTRAL.items():

@@ -34,7 +34,8 @@ fresh: .venv/done
 		rm -rf _build && mkdir _build && echo "$$inputs" > _build/inputs; \
 	fi
 
-book: fresh  ## execute every chapter, build the HTML and print the page to open
+book: fresh  ## execute the chapters, side by side, build the HTML and print the page to open
+	$(BIN)/python tools/execute.py
 	$(BIN)/jupyter-book build . --all -W --keep-going
 	@test -s _build/html/index.html || { echo "The build made no page."; exit 1; }
 	@echo "The book is built. Open this page in a browser:"

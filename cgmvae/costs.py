@@ -44,7 +44,8 @@ def count(experiment: Experiment) -> Cost:
     taps = KERNEL * KERNEL
     conv1 = area1 * channels * FILTERS[0] * taps
     encoder = area2 * FILTERS[0] * FILTERS[1] * taps + flat * UNITS
-    q_y = UNITS * wide + wide * narrow + narrow * e.K
+    label_head = 0 if e.posterior == "collapsed" else narrow * e.K
+    q_y = UNITS * wide + wide * narrow + label_head if label_head else 0
     shared = 2 * conv1 + 3 * (encoder + q_y + UNITS * wide)
     # A label is looked up: its row of the K-sized layers costs no products.
     rows = 0 if not ESTIMATORS[e.estimator].relaxed else e.K * wide + e.K * 2 * e.z_dim
@@ -56,4 +57,4 @@ def count(experiment: Experiment) -> Cost:
                + map_area * FILTERS[1] * FILTERS[0] * taps
                + middle * FILTERS[0] * channels * taps)
     per_label = 3 * (rows + q_z + decoder)
-    return Cost(2.0 * shared, 2.0 * per_label, 2.0 * 3 * (narrow * e.K + rows))
+    return Cost(2.0 * shared, 2.0 * per_label, 2.0 * 3 * (label_head + rows))

@@ -44,8 +44,8 @@ class Experiment:
     estimator: str = choice("concrete", "how the ELBO is estimated",
                             "`concrete` (eq. 7, 8) against `marginal` (eq. 6)", options=ESTIMATORS)
     K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10", "10 and 20", least=1)
-    z_dim: int = choice(64, "D, the dimension of z", reason="the code of the blog post that the "
-                        "paper cites for the model (Shu, 2016) has 64", least=1)
+    z_dim: int = choice(64, "D, the dimension of z", least=1, reason="the code of the blog post that the paper "
+                        "cites for the model (Shu, 2016) has 64")
     tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3", above=0,
                                  null=True)
     kl_y_form: str | None = choice(
@@ -58,10 +58,9 @@ class Experiment:
         "the text says that it rises, the formula falls; it is in eq. 8, not in eq. 6",
         "the text, and the work that it follows (Bowman et al., 2016), have a weight that rises; "
         "eq. 6 has no weight; chapter 3 compares them", options=SCHEDULES)
-    annealing_steps: int | None = choice(None, "time scale of the annealing in steps; 2000",
-                                         "2000, without a unit",
-                                         "t counts steps: in epochs, 200 at most, the weight would "
-                                         "not pass 0.1", least=1, null=True)
+    annealing_steps: int | None = choice(
+        None, "time scale of the annealing in steps; 2000", "2000, without a unit",
+        "t counts steps: in epochs, 200 at most, the weight would not pass 0.1", least=1, null=True)
     beta: float = choice(1.0, "weight of the KL of z in the training loss; 1", "1, as eq. 8 has none",
                          neutral=1.0, above=0)
     kl_z_form: str = choice("sampled", "the KL of z: `sampled`, its integrand at the sample of z, or "
@@ -76,19 +75,16 @@ class Experiment:
     binarisation: str | None = choice(
         None, "how pixels become 0 or 1: `threshold` at one half, `static` (drawn once), "
         "`dynamic` (drawn anew each time), `none`; `threshold` for `bernoulli`, else `none`",
-        "MNIST is binarised; how is not said",
-        "every run sees the same pixels, without noise that no model can predict",
-        options=BINARISATIONS)
+        "MNIST is binarised; how is not said", options=BINARISATIONS,
+        reason="every run sees the same pixels, without noise that no model can predict")
     padding: str = choice("same", "of the 5x5 convolutions: `same` (2 pixels) or `valid` (none)", options=PADDINGS,
                           reason="the image is halved twice and doubled twice, and nothing is cut off at its edge")
-    decoder_units: int = choice(0, "width of a hidden layer between z and the decoder's feature map; "
-                                "0: none", "a single fully connected layer, then two transposed "
-                                "convolutions: `0`", least=0)
-    initialisation: str = choice("glorot", "of the weights: Glorot's uniform or He's normal ones with "
-                                 "zero biases, or what torch does by itself",
-                                 reason="Glorot's uniform weights and zero biases were what the "
-                                 "libraries of 2019 that most authors used did by themselves",
-                                 options=INITIALISATIONS, neutral="torch")
+    decoder_units: int = choice(0, "width of a hidden layer between z and the decoder's feature map; 0: none",
+                                "a single fully connected layer, then two transposed convolutions: `0`", least=0)
+    initialisation: str = choice("glorot", "of the weights: Glorot's uniform or He's normal ones with zero biases, or "
+                                 "what torch does by itself", options=INITIALISATIONS, neutral="torch",
+                                 reason="Glorot's uniform weights and zero biases were what the libraries of 2019 "
+                                 "that most authors used did by themselves")
     spread_logits: bool = choice(False, "scale the last layer of q(y|x) before the first step so that over "
                                  "1,000 images each logit has mean 0 and deviation 1", "no such step",
                                  neutral=False)
@@ -101,8 +97,7 @@ class Experiment:
                             "no such term", neutral=True)
     labelled: int = choice(0, "training images whose class is told, as many of each; 0", "0: unsupervised",
                            neutral=0, least=0)
-    batch_size: int = choice(128, "images a step", least=1,
-                             reason="a common size; nothing in the paper points to another")
+    batch_size: int = choice(128, "images a step", least=1, reason="a common size; the paper points to none")
     learning_rate: float = choice(1e-3, "of Adam", "0.001", above=0)
     learning_rate_schedule: str = choice("constant", "of the learning rate: `constant`, or `cosine`, up for "
                                          "100 steps, then down to 2% at the last one, whose weights are kept",
@@ -110,14 +105,13 @@ class Experiment:
     epochs: int = choice(200, "passes over the training images at most", "200", least=1)
     patience: int = choice(10, "epochs without a better validation loss before the run stops; a falling "
                            "learning rate is gone through", "10", least=1)
-    validation_fraction: float = choice(0.1, "share of the training images held out",
-                                        reason="a common share: it leaves 54,000 images of MNIST "
-                                        "and 45,000 of CIFAR-100", above=0, below=1)
+    validation_fraction: float = choice(
+        0.1, "share of the training images held out", above=0, below=1,
+        reason="a common share: it leaves 54,000 images of MNIST and 45,000 of CIFAR-100")
     train_limit: int | None = choice(None, "use only so many training images; None: all", "all", null=True)
     iw_samples: int = choice(50, "samples an image in the importance-weighted bound", "no such bound",
                              "a bound on ln p(x), since the value in Table 1 is none", least=1)
-    seed: int = choice(0, "of the weights, the split, the order and the noise", "11 runs",
-                       least=0, most=2**63 - 1)
+    seed: int = choice(0, "of the weights, the split, the order and the noise", "11 runs", least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
         self._set("dataset", find_dataset(self.dataset))  # a path becomes a name
@@ -150,6 +144,8 @@ class Experiment:
                    "training images" if facts.groups else f"0, as {self.dataset!r} has no labels")
         if self.labelled and self.K < facts.groups:
             refuse("K", self.K, f"at least the {facts.groups} classes whose names are told (labelled)")
+        if self.spread_logits and self.posterior == "collapsed":
+            refuse("spread_logits", True, f"false with {self.estimator!r}, which has no network for q(y|x)")
         # A choice that this run does not use must not give it another id.
         if not estimator.relaxed:
             self._set("tau", None)
@@ -168,6 +164,11 @@ class Experiment:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
         return DATASETS[self.dataset].images
+
+    @property
+    def posterior(self) -> str:
+        """The family of q(y, z|x), a name in `model.POSTERIORS`: it follows from the estimator."""
+        return ESTIMATORS[self.estimator].posterior
 
     @property
     def available(self) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 from cgmvae.networks import (
     INITIALISATIONS,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from cgmvae.experiment import Experiment
 
 HEAD_UNITS = (512, 256)
+POSTERIORS = {"joint": "q(y|x) q(z|x, y), the paper's", "factored": "q(y|x) q(z|x)",
+              "collapsed": "q(z|x), and q(y|x) in proportion to p(y) exp E_q(z|x)[ln p(z|y)]"}
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,31 @@ class GMVAE(nn.Module):
     def __init__(self, experiment: Experiment, bf16: bool = False) -> None:
         super().__init__()
         e = experiment
-        self.K, self.z_dim, self.bf16 = e.K, e.z_dim, bf16
+        self.K, self.z_dim, self.bf16, self.posterior = e.K, e.z_dim, bf16, e.posterior
         self.likelihood = LIKELIHOODS[e.likelihood]
         self.encoder = Encoder(e.image_shape, e.padding)
         wide, narrow = HEAD_UNITS
-        self.q_y_layers = nn.Sequential(nn.Linear(UNITS, wide), nn.ReLU(), nn.Linear(wide, narrow),
-                                        nn.ReLU(), nn.Linear(narrow, e.K))
+        self.q_y_layers = self.q_z_from_y = None
+        if self.posterior != "collapsed":
+            self.q_y_layers = nn.Sequential(nn.Linear(UNITS, wide), nn.ReLU(), nn.Linear(wide, narrow),
+                                            nn.ReLU(), nn.Linear(narrow, e.K))
         # The first layer of q(z|x, y) sees [h, y]. Its matrix is kept in two parts, because the
         # part that sees h is the same for every y; both start as one layer would.
         self.q_z_from_h = nn.Linear(UNITS, wide)
-        self.q_z_from_y = nn.Linear(e.K, wide, bias=False)
-        bound = 1 / math.sqrt(UNITS + e.K)
-        for parameter in (*self.q_z_from_h.parameters(), *self.q_z_from_y.parameters()):
-            nn.init.uniform_(parameter, -bound, bound)
+        inputs = UNITS
+        if self.posterior == "joint":
+            self.q_z_from_y, inputs = nn.Linear(e.K, wide, bias=False), UNITS + e.K
+        parts = [layer for layer in (self.q_z_from_h, self.q_z_from_y) if layer is not None]
+        for parameter in (p for layer in parts for p in layer.parameters()):
+            nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
         self.q_z_layers = nn.Sequential(nn.ReLU(), nn.Linear(wide, narrow), nn.ReLU(),
                                         nn.Linear(narrow, 2 * e.z_dim))
         self.p_z_layer = nn.Linear(e.K, 2 * e.z_dim)
         self.decoder = Decoder(e.image_shape, e.z_dim, e.decoder_units, e.padding)
         initialise(self, e.initialisation)
         if draw := INITIALISATIONS[e.initialisation]:  # the two parts are one layer
-            for part in (self.q_z_from_h, self.q_z_from_y):
-                draw(part.weight, UNITS + e.K, wide)
+            for part in parts:
+                draw(part.weight, inputs, wide)
         self.log_scale = nn.Parameter(torch.zeros(())) if self.likelihood.scaled else None
 
     def encode(self, x: Tensor) -> Tensor:
@@ -103,7 +109,13 @@ class GMVAE(nn.Module):
             return _wide(self.encoder(x))
 
     def logits_y(self, h: Tensor) -> Tensor:
-        """The logits of q(y|x), not normalised: (B, K) from h (B, 512)."""
+        """The logits of q(y|x), not normalised: (B, K) from h (B, 512).
+
+        With the posterior `collapsed` they are -KL(q(z|x)||p(z|y)), which differs from
+        E_q(z|x)[ln p(z|y)] by the entropy of q(z|x) alone; p(y) is the same for every y.
+        """
+        if self.posterior == "collapsed":
+            return -self.kl_z_each(self.q_z_of_x(self.q_z_h(h)))
         with self._networks(h):
             return _wide(self.q_y_layers(h))
 
@@ -126,8 +138,23 @@ class GMVAE(nn.Module):
 
     def q_z_given(self, from_h: Tensor, y: Tensor) -> Normal:
         """q(z|x, y) from the result of `q_z_h`; labels (K, 1) give all of (K, B, D) at once."""
+        if self.q_z_from_y is None:  # the same for every y
+            q_z, each = self.q_z_of_x(from_h), y.shape[:-1] if y.is_floating_point() else y.shape
+            shape = torch.broadcast_shapes((*each, 1), q_z.loc.shape)
+            return Normal(q_z.loc.expand(shape), q_z.scale.expand(shape), validate_args=False)
         with self._networks(from_h):
             return _normal(self.q_z_layers(from_h + _linear(self.q_z_from_y, y)))
+
+    def q_z_of_x(self, from_h: Tensor) -> Normal:
+        """q(z|x), over (B, D), of the posteriors whose z does not depend on y."""
+        with self._networks(from_h):
+            return _normal(self.q_z_layers(from_h))
+
+    def kl_z_each(self, q_z: Normal) -> Tensor:
+        """KL(q(z|x)||p(z|y)) for every y in closed form, (B, K), from q(z|x) over (B, D). nats."""
+        p_z = self.p_z(torch.arange(self.K, device=q_z.loc.device))
+        of_x = Normal(q_z.loc[:, None], q_z.scale[:, None], validate_args=False)
+        return kl_divergence(of_x, p_z).sum(-1)
 
     def p_z(self, y: Tensor) -> Normal:
         """p(z|y), a diagonal normal over (..., D) (eq. 3). One layer, always in float32."""

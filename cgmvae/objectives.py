@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cgmvae import relaxation
 from cgmvae.agreement import agreement
+from cgmvae.memory import KEEP_BYTES, activation_bytes, labels_at_once
 from cgmvae.model import GMVAE
 from cgmvae.relaxation import concrete_log_ratio, concrete_sample, gumbel_max
 
@@ -120,6 +121,21 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
     return {"log_px": log_px, "kl_z": kl_z, "kl_y": kl_y}
 
 
+def factored(model: GMVAE, x: Tensor, experiment: Experiment,
+             generator: Generator | None = None, h: Tensor | None = None) -> Terms:
+    """Eq. 5 for a posterior q(y|x) q(z|x), whose z does not depend on y: one pass through the decoder.
+
+    The sum over labels is then a mean of KL divergences between Gaussians, O(K D) and exact. With
+    `model.posterior` `collapsed`, q(y|x) is the best there is for q(z|x), and no network (chapter 10).
+    """
+    h = model.encode(x) if h is None else h
+    q_z = model.q_z_of_x(model.q_z_h(h))
+    z = q_z.loc + q_z.scale * torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
+    log_q_y = model.log_q_y(h)
+    return {"log_px": model.log_p_x(x, z), "kl_z": (log_q_y.exp() * model.kl_z_each(q_z)).sum(-1),
+            "kl_y": categorical_kl(log_q_y, model.log_p_y())}
+
+
 def straight_through(model: GMVAE, x: Tensor, experiment: Experiment,
                      generator: Generator | None = None, h: Tensor | None = None) -> Terms:
     """One exact one-hot sample forwards, the gradient of a relaxed one backwards. O(1), biased."""
@@ -193,6 +209,7 @@ class Estimator:
     kl_y_forms: tuple[str, ...] = ()  # if more than the closed form can be meant
     annealing: str = "ramp"  # the schedule of KL(q(y|x)||p(y)) that it has by default
     passes: Callable[[int], int] = lambda K: 1  # K to passes through the decoder, a step
+    posterior: str = "joint"  # a name in `model.POSTERIORS`
 
     def __call__(self, *args: object) -> Terms:
         return self.terms(*args)
@@ -202,7 +219,9 @@ ESTIMATORS = {
     "concrete": Estimator(concrete, "#0072B2", "o", relaxed=True, kl_y_forms=KL_Y_FORMS),
     "marginal": Estimator(marginal, "#D55E00", "s", annealing="none", passes=lambda K: K),
     "straight_through": Estimator(straight_through, "#009E73", "^", relaxed=True),
-    "score_function": Estimator(score_function, "#CC79A7", "D")}
+    "score_function": Estimator(score_function, "#CC79A7", "D"),
+    "factored": Estimator(factored, "#E69F00", "v", annealing="none", posterior="factored"),
+    "collapsed": Estimator(factored, "#56B4E9", "P", annealing="none", posterior="collapsed")}
 
 
 class Estimate(nn.Module):
@@ -227,23 +246,3 @@ class Estimate(nn.Module):
         if told:
             terms["labelled"] = labelled(self.model, *told[:2], e, self.generator, *told[2:])
         return terms
-
-
-KEEP_BYTES = {"cpu": 2 * 2**30, "cuda": 24 * 2**30, "mps": 2 * 2**30}
-"""What the marginal may keep for its backward pass before it recomputes instead."""
-
-
-def activation_bytes(model: GMVAE, x: Tensor) -> int:
-    """About how many bytes one label leaves for the backward pass of a batch."""
-    channels, height, width = model.decoder.map_shape
-    pixels = x[0].numel()
-    a_label = 2 * 512 + 256 + 8 * model.z_dim
-    a_label += 2 * model.decoder.full1.out_features if model.decoder.full1 else 0
-    a_label += 2 * channels * height * width + 6 * 20 * height * width * 4 + 3 * pixels
-    return 4 * len(x) * a_label
-
-
-def labels_at_once(model: GMVAE, x: Tensor) -> int:
-    """How many labels the marginal takes in one go: what fits a CPU's cache, or fills a GPU."""
-    budget = {"cpu": 64 * 2**20, "cuda": 4 * 2**30, "mps": 2**29}[x.device.type]
-    return max(1, min(model.K, budget // activation_bytes(model, x)))

@@ -1,0 +1,135 @@
+"""A posterior whose z does not depend on y: one pass, against the sum that it replaces and against its optimum."""
+
+import math
+
+import pytest
+import torch
+from helpers import small, trainer
+from torch.distributions import Normal, kl_divergence
+
+from cgmvae import checkpoints, costs, evaluation, objectives
+from cgmvae.experiment import Experiment, ExperimentError
+from cgmvae.model import GMVAE
+from cgmvae.objectives import elbo
+from cgmvae.run import fit
+from cgmvae.sweep import preset
+
+BOTH = ("factored", "collapsed")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def model_of(estimator: str, K: int = 4, D: int = 3, seed: int = 0):
+    """A model in float64 with p(z|y) that differ much, its experiment, and six images."""
+    e = small(estimator=estimator, K=K, z_dim=D)
+    torch.manual_seed(seed)
+    model = GMVAE(e).double()
+    with torch.no_grad():
+        model.p_z_layer.weight.normal_(0, 0.7, generator=seeded(1))
+    return model, e, (torch.rand(6, 1, 28, 28, generator=seeded(2)) > 0.5).double()
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_its_value_and_gradient_are_the_marginals_over_the_same_posterior(estimator):
+    """Eq. 6, with all K labels decoded and the KL of z integrated, says the same: z is the same for every label."""
+    model, e, x = model_of(estimator)
+    noise = torch.randn(6, 3, generator=seeded())
+    h = model.encode(x)
+    log_px, kl_z = objectives.all_labels(model, x, model.q_z_h(h), noise.expand(4, 6, 3), "closed")
+    log_q_y = model.log_q_y(h)
+    q_y = log_q_y.exp().T
+    expected = (q_y * (log_px - kl_z)).sum(0) - objectives.categorical_kl(log_q_y, -math.log(4))
+    value = elbo(objectives.factored(model, x, e, seeded()))
+    assert value.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-12)
+    ours = torch.autograd.grad(value.sum(), list(model.parameters()), retain_graph=True)
+    theirs = torch.autograd.grad(expected.sum(), list(model.parameters()))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_kl_to_every_component_is_that_of_two_gaussians():
+    model, _, x = model_of("factored")
+    q_z = model.q_z_of_x(model.q_z_h(model.encode(x)))
+    each = model.kl_z_each(q_z)
+    for k in range(4):
+        one_hot = torch.nn.functional.one_hot(torch.tensor([k]), 4).double()
+        mean, log_variance = model.p_z_layer(one_hot).chunk(2, -1)
+        p_z = Normal(mean, (log_variance / 2).exp())
+        assert torch.allclose(each[:, k], kl_divergence(q_z, p_z).sum(-1), rtol=1e-10)
+
+
+def test_the_collapsed_label_is_the_best_there_is():
+    """No q(y|x) gives a higher ELBO for the same q(z|x), and its value is the closed form of chapter 10."""
+    model, e, x = model_of("collapsed")
+    h = model.encode(x)
+    q_z = model.q_z_of_x(model.q_z_h(h))
+    kl = model.kl_z_each(q_z)
+    terms = objectives.factored(model, x, e, seeded())
+    best = (elbo(terms) - terms["log_px"]).detach()
+    expected_log_p = q_z.entropy().sum(-1, keepdim=True) * -1 - kl  # E_q[ln p(z|y)], (B, K)
+    closed = q_z.entropy().sum(-1) + torch.logsumexp(expected_log_p - math.log(4), 1)
+    assert best.numpy() == pytest.approx(closed.detach().numpy(), rel=1e-10)
+    for seed in range(50):
+        other = (model.log_q_y(h) + torch.randn(6, 4, generator=seeded(seed)) * 0.3 ** (seed % 5)).log_softmax(1)
+        value = -(other.exp() * kl).sum(1) - objectives.categorical_kl(other, -math.log(4))
+        assert (value < best).all()
+
+
+def test_its_closed_form_is_the_mean_over_z():
+    """E_q(z|x)[ln p(z|y)] by many draws of z."""
+    model, _, x = model_of("collapsed")
+    q_z = model.q_z_of_x(model.q_z_h(model.encode(x)))
+    p_z = model.p_z(torch.arange(4))
+    z = q_z.loc + q_z.scale * torch.randn(100_000, 6, 3, generator=seeded())
+    drawn = torch.stack([Normal(p_z.loc[k], p_z.scale[k]).log_prob(z).sum(-1).mean(0) for k in range(4)], 1)
+    closed = -model.kl_z_each(q_z) - q_z.entropy().sum(-1, keepdim=True)
+    assert drawn.detach().numpy() == pytest.approx(closed.detach().numpy(), abs=0.05)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_the_bound_from_its_samples_and_its_elbo_agree_with_the_terms(estimator):
+    model, e, x = model_of(estimator)
+    h = model.encode(x)
+    with torch.no_grad():
+        draws = torch.stack([evaluation.importance_weight(model, x, model.q_z_h(h), model.log_q_y(h), seeded(s))
+                             for s in range(4000)])
+        exact = torch.stack([elbo(objectives.factored(model, x, e, seeded(s))) for s in range(400)])
+    error = (draws.var(0) / 4000 + exact.var(0) / 400).sqrt()
+    assert ((draws.mean(0) - exact.mean(0)).abs() < 4.5 * error).all()
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_a_run_learns_and_its_weights_are_read_back(estimator, tmp_path):
+    e = preset("quick", estimator=estimator, epochs=2, iw_samples=2, z_dim=10)
+    t = trainer(e)
+    fit(t, False)
+    losses = [row["validation_loss"] for row in t.progress["curves"]]
+    assert losses[1] < losses[0] < 250
+    checkpoints.save_weights(t.model, e, tmp_path / "w.safetensors")
+    again, there = checkpoints.load_weights(tmp_path / "w.safetensors")
+    assert there == e and again.posterior == estimator
+    x = t.splits.test.batch(slice(0, 20))
+    assert torch.equal(again.log_q_y(again.encode(x)), t.model.log_q_y(t.model.encode(x)))
+    names = {name.split(".")[0] for name in again.state_dict()}
+    assert "q_z_from_y" not in names and ("q_y_layers" in names) is (estimator == "factored")
+
+
+def test_one_pass_whatever_K():
+    for estimator in BOTH:
+        assert objectives.ESTIMATORS[estimator].passes(1000) == 1
+        few, many = (costs.count(Experiment(estimator=estimator, K=K)).of(estimator, K) for K in (10, 1000))
+        assert many < 1.1 * few
+    with pytest.raises(ExperimentError, match="spread_logits must be false with 'collapsed'"):
+        Experiment(estimator="collapsed", spread_logits=True)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_labels_in_either_form_give_the_same_z(estimator):
+    model, _, x = model_of(estimator)
+    from_h = model.q_z_h(model.encode(x))
+    q_z = model.q_z_of_x(from_h)
+    for y, shape in ((torch.arange(4)[:, None], (4, 6, 3)), (torch.zeros(6, dtype=torch.int64), (6, 3)),
+                     (torch.rand(6, 4).double(), (6, 3)), (torch.rand(5, 1, 4).double(), (5, 6, 3))):
+        given = model.q_z_given(from_h, y)
+        assert given.loc.shape == shape and torch.equal(given.loc, q_z.loc.expand(shape))

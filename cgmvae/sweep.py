@@ -61,6 +61,9 @@ TABLES = {
         {"kl_z_form": "closed"}, {"annealing": "printed"}, {"annealing": "none"})
         for d in ("mnist", "cifar100")] + [
         {"dataset": "mnist", **READINGS["literal"], "binarisation": b} for b in ("static", "dynamic")]),
+    # An exact sum in one pass, beside the rows of `half`.
+    "one_pass": ("half", 3, [{"dataset": d, "estimator": e} for e in ("factored", "collapsed")
+                             for d in ("mnist", "cifar100")]),
     # Labels that find digits: the recipe of `agreement`, both estimators, and the same without views.
     "clusters": ("half", 5, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
                              {**CLUSTERS, "views": "none", "seeds": 3}]),

@@ -236,13 +236,13 @@ class Estimate(nn.Module):
         self.model, self.experiment, self.generator = model, experiment, generator
 
     def forward(self, x: Tensor, view: Tensor | None = None, told: tuple[Tensor, ...] = ()) -> Terms:
-        e, estimator, h = self.experiment, ESTIMATORS[self.experiment.estimator], None
-        more: Terms = {}
-        if view is not None:
+        e, estimator = self.experiment, ESTIMATORS[self.experiment.estimator]
+        if view is None:
+            terms = estimator(self.model, x, e, self.generator)
+        else:
             h = self.model.encode(torch.cat([x, view]))
-            more["agreement"] = agreement(self.model.log_q_y(h), e.balanced)
-            h = h[:len(x)]
-        terms = estimator(self.model, x, e, self.generator, h) | more
+            terms = estimator(self.model, x, e, self.generator, h[:len(x)])
+            terms |= {"agreement": agreement(self.model.log_q_y(h), e.balanced)}
         if told:
             terms["labelled"] = labelled(self.model, *told[:2], e, self.generator, *told[2:])
         return terms

@@ -60,7 +60,7 @@ def test_a_wrong_gradient_is_told(monkeypatch, capsys):
     monkeypatch.setattr(check, "arithmetic", lambda place: iter([line]))
     assert main(["check", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("WRONG score_function") and "Not all is right" in out
+    assert out.startswith(f"WRONG {line.text.split(',')[0]}") and "Not all is right" in out
 
 
 def test_a_loss_that_is_no_number_is_wrong(monkeypatch):

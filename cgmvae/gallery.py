@@ -24,7 +24,7 @@ SIDE = 96  # of a small picture, in pixels
 
 
 def write(clusters: Clusters, place: Path, out: Path) -> None:
-    """clusters.csv, cluster-*.jpg and index.html, from the images at `place`. Raises DiskError."""
+    """`clusters.csv`, `cluster-*.jpg` and `index.html`, from the images at `place`. Raises DiskError."""
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(("file", "cluster", "certainty"))

@@ -61,8 +61,8 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
 
     Args:
         folder: see `own_images.read_images`.
-        out: a folder, new, empty or of the same call: index.html, clusters.csv, cluster-*.jpg, about.json, and
-            the runs in models/.
+        out: a folder, new, empty or of the same call: `index.html`, `clusters.csv`, `cluster-*.jpg`, `about.json`,
+            and the runs in `models`.
         views: what does not matter for a cluster, a name in VIEWS; None: `digits` for grey images, `photos` for
             coloured ones.
         epochs: of training; None: as many as make 3,000 steps.

@@ -76,6 +76,12 @@ def information(q_y: Tensor) -> float:
     return max(0.0, float(entropy(q_y.mean(0)) - entropy(q_y).mean()))
 
 
+def perplexity(q_y: Tensor) -> float:
+    """exp of the entropy of the mean of q(y|x), (N, K), float64: between 1 and K, how many labels are used alike."""
+    mean = q_y.mean(0)
+    return float(torch.exp(-torch.xlogy(mean, mean).sum()))
+
+
 def verdict(information: float, perplexity: float, K: int) -> str:
     """A label is in use from a twentieth of ln K on; or else collapsed, to the uniform one or to one for all.
 
@@ -117,7 +123,6 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     with evaluating(model):
         means, q_y, labels = _sums(model, splits.test, experiment.iw_samples, noise, weights)
     known = information(q_y)
-    q_y = q_y.mean(0)
     shares = np.bincount(labels, minlength=model.K) / len(labels)
     scores = (dict.fromkeys(("acc", "nmi", "ari")) if splits.test_groups is None
               else cluster_scores(labels, splits.test_groups.numpy()))
@@ -126,7 +131,7 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     return {**means, "iw_samples": experiment.iw_samples,
             "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
             "test_clusters_used": int((shares >= IN_USE).sum()),
-            "test_cluster_perplexity": float(torch.exp(-torch.xlogy(q_y, q_y).sum())),
+            "test_cluster_perplexity": perplexity(q_y),
             **{f"test_{k}": v for k, v in scores.items()}}
 
 

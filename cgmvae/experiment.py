@@ -167,7 +167,7 @@ class Experiment:
 
     @property
     def posterior(self) -> str:
-        """The family of q(y, z|x), a name in `model.POSTERIORS`: it follows from the estimator."""
+        """The family of q(y, z|x), see `GMVAE`: it follows from the estimator."""
         return ESTIMATORS[self.estimator].posterior
 
     @property

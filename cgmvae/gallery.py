@@ -67,8 +67,8 @@ def summary(clusters: Clusters) -> str:
     if a["agreement_of_seeds_ari"] is None:
         return text + " One run: how far another one would agree with it was not asked."
     return text + (f" Runs from {len(a['ids'])} first weights agree by {a['agreement_of_seeds_ari']:.2f} "
-                   "(adjusted Rand index: 1 for the same clusters, 0 for chance). What they do not agree on is "
-                   "not in the images.")
+                   "(adjusted Rand index: 1 for the same clusters, 0 for chance). Where they disagree, at least "
+                   "one of them is not to be trusted.")
 
 
 def _section(title: str, members: np.ndarray, clusters: Clusters, picture, told: str = "") -> str:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from cgmvae.experiment import Experiment
 
 HEAD_UNITS = (512, 256)
-POSTERIORS = {"joint": "q(y|x) q(z|x, y), the paper's", "factored": "q(y|x) q(z|x)",
-              "collapsed": "q(z|x), and q(y|x) in proportion to p(y) exp E_q(z|x)[ln p(z|y)]"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,9 @@ LIKELIHOODS = {
 
 class GMVAE(nn.Module):
     """The paper's networks (appendix A) for one experiment's images, K, D and likelihood.
+
+    `posterior` is `joint`, the paper's q(y|x) q(z|x, y); `factored`, q(y|x) q(z|x); or `collapsed`, q(z|x)
+    with q(y|x) in proportion to p(y) exp E_q(z|x)[ln p(z|y)] (chapter 10).
 
     `bf16` runs the matrix products and convolutions in bfloat16. Every density, sample and sum
     stays in float32: in bfloat16 they would move the loss by whole nats.

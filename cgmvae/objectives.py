@@ -209,7 +209,7 @@ class Estimator:
     kl_y_forms: tuple[str, ...] = ()  # if more than the closed form can be meant
     annealing: str = "ramp"  # the schedule of KL(q(y|x)||p(y)) that it has by default
     passes: Callable[[int], int] = lambda K: 1  # K to passes through the decoder, a step
-    posterior: str = "joint"  # a name in `model.POSTERIORS`
+    posterior: str = "joint"  # of the model that it trains, see `GMVAE`
 
     def __call__(self, *args: object) -> Terms:
         return self.terms(*args)

@@ -24,7 +24,7 @@ from cgmvae import checkpoints, gallery
 from cgmvae.agreement import RECIPE
 from cgmvae.checks import refuse
 from cgmvae.data import Pixels
-from cgmvae.evaluation import assign, information, verdict
+from cgmvae.evaluation import assign, information, perplexity, verdict
 from cgmvae.experiment import Experiment, preset
 from cgmvae.own_images import Found, keep, read_images
 from cgmvae.records import Paths
@@ -132,14 +132,12 @@ def _clusters(e: Experiment, found: Found, q_y: list[dict[str, torch.Tensor]], b
     names = np.argsort(np.argsort(-np.bincount(largest, minlength=e.K), kind="stable"))  # 0 is the largest
     labels = [torch.cat([q["train"], q["test"]]).argmax(1).numpy() for q in q_y]
     agreement = [float(adjusted_rand_score(a, b)) for a, b in combinations(labels, 2)]
-    mean = everything.mean(0)
     known = information(everything)
-    perplexity = float(torch.exp(-torch.xlogy(mean, mean).sum()))
     shares = [found_again(labels[best], other, e.K) for i, other in enumerate(labels) if i != best]
     again = np.mean(shares, 0)[np.argsort(names)].tolist() if shares else None
     about = {"ids": ids, "shown": ids[best], "images": len(everything), "files": len(files), "K": e.K,
              "information_nats": known, "share_of_ln_K": known / max(math.log(e.K), 1e-12),
-             "labels": verdict(known, perplexity, e.K),
+             "labels": verdict(known, perplexity(everything), e.K),
              "mean_certainty": float(everything.max(1).values.mean()),
              "agreement_of_seeds_ari": float(np.mean(agreement)) if agreement else None,
              "found_again": again,

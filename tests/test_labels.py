@@ -124,7 +124,7 @@ def test_what_cannot_be_told_is_refused():
             Experiment(dataset="none", labelled=10)
 
 
-def test_a_fraction_of_labels_is_that_share(monkeypatch):
+def test_each_told_image_is_drawn_as_often_as_another(monkeypatch):
     """Every told image is drawn about as often as any other."""
     t = trainer(small(labelled=20, batch_size=8))
     seen = np.zeros(len(t.splits.train), int)

@@ -148,7 +148,24 @@ def test_the_page_needs_nothing_else_and_shows_names_as_text(made):
             assert sheet.width == 10 * gallery.SIDE
 
 
-def test_again_it_trains_nothing_and_after_a_kill_it_goes_on(folder, made, no_work, tmp_path):
+def test_interrupted_between_two_runs_it_goes_on_and_ends_the_same(folder, made, tmp_path, monkeypatch):
+    calls, train = [], own_clusters.run
+
+    def stopped(e, **choices):
+        calls.append(e.seed)
+        if e.seed == 1:
+            raise KeyboardInterrupt
+        return train(e, **choices)
+    monkeypatch.setattr(own_clusters, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cluster(folder, tmp_path / "out", seeds=2, **CHOICES)
+    assert calls == [0, 1] and not (tmp_path / "out" / "index.html").exists()
+    monkeypatch.setattr(own_clusters, "run", train)
+    cluster(folder, tmp_path / "out", seeds=2, **CHOICES)
+    assert (tmp_path / "out" / "clusters.csv").read_bytes() == (made[1] / "clusters.csv").read_bytes()
+
+
+def test_called_again_it_trains_nothing(folder, made, no_work):
     clusters, out = made
     before = (out / "clusters.csv").read_bytes()
     (out / "clusters.csv").unlink()

@@ -53,7 +53,7 @@ class Pixels:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The images of one run on its device, and the test images' labels, int64 (N,) on the CPU.
+    """The images of one run on its device, and labels of images, int64 (N,) on the CPU.
 
     The labels are None where the data set has none.
     """
@@ -63,6 +63,7 @@ class Splits:
     test: Pixels
     test_groups: Tensor | None  # the digit, or the superclass: what clusters are compared with
     test_labels: Tensor | None  # the digit, or the fine class
+    validation_groups: Tensor | None = None  # as test_groups: only to name clusters after the training
     told: tuple[Tensor, Tensor] | None = None  # places in `train`, and the labels there, on the device
 
 
@@ -94,6 +95,7 @@ def split(experiment: Experiment, images: Images, device: torch.device | str) ->
     return Splits(pixels(moving.train_images[kept], mode),
                   pixels(still.train_images[held_out], still_mode),
                   pixels(still.test_images, still_mode), images.test_groups, images.test_labels,
+                  None if images.train_groups is None else images.train_groups[held_out],
                   told(experiment, images.train_groups[kept], device) if experiment.labelled else None)
 
 

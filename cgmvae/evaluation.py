@@ -115,6 +115,8 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
         - `test_cluster_perplexity`: exp of the entropy of the mean of q(y|x), between 1 and K.
         - `test_acc`, `test_nmi`, `test_ari`: the argmax labels against the digits, or the
           superclasses of CIFAR-100 (see `cluster_scores`); None for images without labels.
+        - `test_named_acc`: the share in the right class when each cluster has the class of one validation
+          image, see `named_by_one`; `clusters_named`: how many clusters such an image could be found for.
         - `test_label_acc`: the share whose argmax label is their class, without any matching; only where
           some classes were told.
     """
@@ -128,7 +130,12 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
               else cluster_scores(labels, splits.test_groups.numpy()))
     if experiment.labelled:  # the labels have names
         scores["label_acc"] = float((labels == splits.test_groups.numpy()).mean())
-    return {**means, "iw_samples": experiment.iw_samples,
+    named = {}
+    if splits.validation_groups is not None:
+        names = named_by_one(assign(model, splits.validation), splits.validation_groups)
+        scores["named_acc"] = float((names[labels] == splits.test_groups.numpy()).mean())
+        named = {"clusters_named": int((names >= 0).sum())}
+    return {**means, "iw_samples": experiment.iw_samples, **named,
             "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
             "test_clusters_used": int((shares >= IN_USE).sum()),
             "test_cluster_perplexity": perplexity(q_y),
@@ -193,6 +200,23 @@ def cluster_scores(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float
     return {"acc": float(counts[rows, columns].sum() / len(classes)),
             "nmi": float(normalized_mutual_info_score(classes, clusters)),
             "ari": float(adjusted_rand_score(classes, clusters))}
+
+
+def named_by_one(q_y: Tensor, classes: Tensor) -> np.ndarray:
+    """The class of each cluster, (K,): that of the one image that it is surest of. -1 for a cluster without any.
+
+    So K clusters cost at most K labels, and each may have any class: unlike ACC it does not punish a K above
+    the number of classes.
+
+    Args:
+        q_y: (N, K). classes: int64 (N,).
+    """
+    certainty, cluster = q_y.max(1)
+    names = np.full(q_y.shape[1], -1)
+    for k in cluster.unique().tolist():
+        mine = (cluster == k).nonzero()[:, 0]
+        names[k] = classes[mine[certainty[mine].argmax()]]
+    return names
 
 
 def assign(model: GMVAE, pixels: Pixels) -> Tensor:

@@ -30,6 +30,7 @@ SMALL_CELLS = [{"dataset": "mnist", "estimator": "concrete"},
                {"dataset": "mnist", "estimator": "marginal"},
                {"dataset": "cifar100", "estimator": "concrete"}]
 CLUSTERS = {"dataset": "mnist", "epochs": 20, **RECIPE}
+PHOTO_CLUSTERS = {**CLUSTERS, "dataset": "cifar100", "views": "photos"}
 
 
 def runs(name: str) -> list[Experiment]:
@@ -64,11 +65,16 @@ TABLES = {
     # An exact sum in one pass, beside the rows of `half`.
     "one_pass": ("half", 3, [{"dataset": d, "estimator": e} for e in ("factored", "collapsed")
                              for d in ("mnist", "cifar100")]),
-    # Labels that find digits: the recipe of `agreement`, both estimators, and the same without views.
+    # Labels that find digits: the recipe of `agreement`, both estimators, and the same without views; and photographs.
     "clusters": ("half", 5, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
-                             {**CLUSTERS, "views": "none", "seeds": 3}]),
+                             {**CLUSTERS, "views": "none", "seeds": 3}, {**PHOTO_CLUSTERS, "seeds": 3}]),
     # The same with the class of 100 digits told, with views and without.
     "labels": ("half", 10, [{**CLUSTERS, "labelled": 100}, {**CLUSTERS, "labelled": 100, "views": "none", "seeds": 3}]),
+    # More clusters than classes, on 20,000 training images: plain and by the recipe, and the sum as far as it can go.
+    "many_clusters": ("small", 1, [
+        *({**kind, "K": K} for K in (10, 20, 50, 100, 1000)
+          for kind in (*({"dataset": d, **READINGS["closed"]} for d in ("mnist", "cifar100")), CLUSTERS, PHOTO_CLUSTERS)),
+        *({"dataset": "mnist", "estimator": "marginal", "K": K} for K in (10, 20, 50, 100))]),
     # What each part of the recipe is worth: one change at a time, on 20,000 training images.
     "parts": ("small", 3, [{**CLUSTERS, "epochs": 8, **change} for change in (
         {}, {"views": "same"}, {"balanced": False}, {"spread_logits": False},

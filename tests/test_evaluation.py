@@ -10,7 +10,16 @@ from helpers import Toy, exact_elbo, exact_log_p_x, exact_terms, small, toy_imag
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from cgmvae import data, objectives
-from cgmvae.evaluation import assign, cluster_scores, evaluate, importance_weight, validate, verdict
+from cgmvae.evaluation import (
+    assign,
+    cluster_scores,
+    evaluate,
+    importance_weight,
+    named_by_one,
+    validate,
+    verdict,
+)
+from cgmvae.experiment import preset
 from cgmvae.model import GMVAE
 
 COPIES = 4000
@@ -205,3 +214,32 @@ def test_evaluation_uses_exact_samples_whatever_the_estimator():
     (0.116, 9.9, "in use"), (0.116, 1.2, "in use"), (math.log(10), 10.0, "in use")])
 def test_a_label_is_in_use_by_what_it_knows_and_by_nothing_else(information, perplexity, said):
     assert verdict(information, perplexity, 10) == said
+
+
+def test_clusters_are_named_by_the_image_that_they_are_surest_of():
+    q_y = torch.tensor([[.9, .1, 0.], [.6, .4, 0.], [.2, .8, 0.], [.45, .55, 0.]])
+    assert named_by_one(q_y, torch.tensor([7, 3, 5, 7])).tolist() == [7, 5, -1]
+    assert named_by_one(q_y.flip(0), torch.tensor([7, 5, 3, 7])).tolist() == [7, 5, -1]
+    assert named_by_one(q_y[1:], torch.tensor([3, 5, 7])).tolist() == [3, 5, -1]  # by the next
+
+
+def test_a_record_tells_what_one_label_a_cluster_is_worth():
+    """By hand from q(y|x) of both splits: validation images name, test images are counted."""
+    experiment = preset("quick", K=30, epochs=1, iw_samples=1)
+    images = data.load(experiment.dataset)
+    splits = data.split(experiment, images, "cpu")
+    model = GMVAE(experiment)
+    metrics = evaluate(model, splits, experiment)
+    seen, test = (assign(model, p) for p in (splits.validation, splits.test))
+    right = named = 0
+    for k in range(30):
+        mine = (seen.argmax(1) == k).nonzero()[:, 0].tolist()
+        if not mine:
+            continue
+        named += 1
+        name = splits.validation_groups[max(mine, key=lambda i: seen[i, k])]
+        right += int(((test.argmax(1) == k) & (splits.test_groups == name)).sum())
+    assert metrics["clusters_named"] == named >= 2
+    assert metrics["test_named_acc"] == pytest.approx(right / len(test))
+    order = torch.randperm(len(images.train_images), generator=torch.Generator().manual_seed(experiment.seed))
+    assert torch.equal(splits.validation_groups, images.train_groups[order[:experiment.validation_size]])

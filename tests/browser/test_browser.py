@@ -117,6 +117,15 @@ def test_figures_are_there(opened):
             assert opened.page.locator(f"figure[id='{name}'] img").count() == 1, name
 
 
+def test_clusters_are_seen_before_they_are_explained(visit):
+    """A laptop's first screen of chapter 6 has a whole picture of clusters."""
+    page = visit("file", "chapters/06_clusters").page
+    page.set_viewport_size({"width": 1366, "height": 768})
+    box = page.locator("main figure img").first.bounding_box()
+    page.close()
+    assert box["height"] > 300 and box["y"] + box["height"] <= 768
+
+
 def test_figures_are_opaque():
     """A figure brings its own white paper, on which its black letters can be read in the dark."""
     for path in BOOK.glob("_images/*.png"):

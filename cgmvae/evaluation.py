@@ -225,3 +225,25 @@ def assign(model: GMVAE, pixels: Pixels) -> Tensor:
         return torch.cat([model.log_q_y(model.encode(pixels.batch(
             slice(start, start + EVALUATION_BATCH)))).exp().cpu()
             for start in range(0, len(pixels), EVALUATION_BATCH)])
+
+
+def named_accuracy(told_q_y: Tensor, told_classes: Tensor, q_y: Tensor, classes: Tensor, soft: bool) -> float:
+    """The share of images in the right class when a few images with a known class name the clusters.
+
+    Each told image votes for its class: with one vote for the cluster of its argmax, or, if `soft`, with
+    q(y|x) as its weight for every cluster. An image gets the class that its cluster has most votes for; if
+    `soft`, the class with the largest sum over y of q(y|x) times the class's share of the votes for y. Two
+    clusters may get the same class. A tie, or a cluster without a vote, goes to the class told most often.
+
+    Args:
+        told_q_y: (n, K), q(y|x) of the images whose class is told. told_classes: (n,), int64.
+        q_y: (N, K), q(y|x) of the images to be classified. classes: (N,), int64.
+    """
+    def one_hot(index: Tensor, size: int) -> Tensor:
+        return torch.nn.functional.one_hot(index, size).double()
+
+    shares = one_hot(told_classes, int(max(told_classes.max(), classes.max())) + 1)
+    weights, q = (p.double() if soft else one_hot(p.argmax(1), p.shape[1]) for p in (told_q_y, q_y))
+    votes = weights.T @ shares + 1e-9 * shares.mean(0)
+    names = votes / votes.sum(1, keepdim=True)
+    return float(((q @ names).argmax(1) == classes).double().mean())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import Toy, exact_elbo, exact_log_p_x, exact_terms, small, toy_images
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from cgmvae import data, objectives
 from cgmvae.evaluation import (
@@ -15,6 +16,7 @@ from cgmvae.evaluation import (
     cluster_scores,
     evaluate,
     importance_weight,
+    named_accuracy,
     named_by_one,
     validate,
     verdict,
@@ -243,3 +245,41 @@ def test_a_record_tells_what_one_label_a_cluster_is_worth():
     assert metrics["test_named_acc"] == pytest.approx(right / len(test))
     order = torch.randperm(len(images.train_images), generator=torch.Generator().manual_seed(experiment.seed))
     assert torch.equal(splits.validation_groups, images.train_groups[order[:experiment.validation_size]])
+
+
+def test_few_told_images_name_the_clusters_by_hand():
+    """Cluster 0: two votes for class 1, one for class 0. Cluster 1: class 2. Cluster 2: none, so class 1."""
+    told = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.8, 0.2, 0.0], [0.1, 0.9, 0.0]])
+    told_classes = torch.tensor([1, 1, 0, 2])
+    q_y = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.1, 0.1, 0.8], [0.7, 0.3, 0.0]])
+    classes = torch.tensor([1, 2, 1, 0])
+    assert named_accuracy(told, told_classes, q_y, classes, soft=False) == 3 / 4
+    assert named_accuracy(told, told_classes, q_y, 2 - classes, soft=False) == 2 / 4  # class 1 is its own mirror
+
+
+def test_a_doubtful_image_votes_and_is_classified_by_its_weights():
+    """Votes (sure of class 0: 0.6 and 0.4; of class 1: 0.45 and 0.55) and Bayes' shares, worked out by hand."""
+    told, told_classes = torch.tensor([[0.6, 0.4], [0.45, 0.55]]), torch.tensor([0, 1])
+    shares = [[0.6 / 1.05, 0.45 / 1.05], [0.4 / 0.95, 0.55 / 0.95]]  # of the votes for cluster 0, and for 1
+    q_y, classes = torch.tensor([[0.45, 0.55], [0.55, 0.45], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+    by_hand = [int(a * shares[0][1] + b * shares[1][1] > a * shares[0][0] + b * shares[1][0])
+               for a, b in q_y.tolist()]
+    right = sum(guess == c for guess, c in zip(by_hand, classes.tolist(), strict=True)) / 3
+    assert named_accuracy(told, told_classes, q_y, classes, soft=True) == pytest.approx(right)
+    # All told images have one argmax: a vote each names cluster 0 by a tie, and the weights know better.
+    leaning = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
+    wanted = torch.tensor([0, 1])
+    assert named_accuracy(leaning, wanted, torch.eye(2), wanted, soft=True) == 1
+    assert named_accuracy(leaning, wanted, torch.eye(2), wanted, soft=False) == 0.5
+    # A class told three times does not outvote the cluster that the image leans to: shares count, not votes.
+    sure = torch.eye(2)[[0, 0, 0, 1]]
+    assert named_accuracy(sure, torch.tensor([0, 0, 0, 1]), torch.tensor([[0.4, 0.6]]), wanted[1:], soft=True) == 1
+
+
+def test_with_all_told_the_names_reach_the_purity():
+    random = np.random.default_rng(0)
+    classes = torch.from_numpy(random.integers(0, 4, 500))
+    q_y = torch.from_numpy(random.random((500, 7))) + 2 * torch.eye(7, dtype=torch.float64)[classes]
+    counts = contingency_matrix(classes.numpy(), q_y.argmax(1).numpy())
+    purity = counts.max(0).sum() / 500
+    assert named_accuracy(q_y, classes, q_y, classes, soft=False) == pytest.approx(purity)

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import cgmvae
 from cgmvae import checkpoints, data, devices, evaluation, files
+from cgmvae.estimators import ESTIMATORS
 
 MODULES = sorted(p.stem for p in Path(cgmvae.__file__).parent.glob("*.py") if p.stem != "__init__")
 
@@ -89,7 +90,7 @@ def no_float64(monkeypatch):
         yield mode
 
 
-@pytest.mark.parametrize("estimator", ["concrete", "marginal", "straight_through", "score_function"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_run_makes_no_float64_on_the_device(estimator, no_float64, tmp_path):
     """Training, validation, a checkpoint, going on from it, evaluation, weights to a file and back."""
     e, path = small(estimator=estimator), tmp_path / "run.safetensors"

@@ -7,12 +7,14 @@ ln p(x|z) - ln q(z|x, y)/p(z|y), in nats, with its sign that of the ELBO; the gr
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from cgmvae.estimators import ESTIMATORS
+from cgmvae.checks import one_of
+from cgmvae.discrete import NOISES
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
 from cgmvae.objectives import categorical_kl, given_y
@@ -51,49 +53,75 @@ def exact(q: Tensor, f: Tensor) -> Tensor:
     return q * (f - (q * f).sum(-1, keepdim=True))
 
 
-def moments(name: str, at: Corners, tau: float | None = None, generator: Generator | None = None,
-            noises: int = 1000) -> Moments:
+def moments(name: str, at: Corners, tau: float | None = None, generator: Generator | None = None) -> Moments:
     """Mean and variance of an estimator's gradient from f and its slope at the labels, without further passes.
 
     Args:
-        name: an estimator that draws exact labels.
-        tau: of those that relax in the backward pass; their Jacobian is averaged over `noises` for each label.
+        name: one of `MOMENTS`, which draw exact labels. Raises ExperimentError for another.
+        tau: of those that relax in the backward pass.
     """
-    q, f, K = at.q, at.f, at.q.shape[-1]
-    e_k = torch.eye(K, dtype=q.dtype, device=q.device)[:, None]  # (K, 1, K)
-    if name == "marginal":
-        return Moments(exact(q, f), torch.zeros_like(q[:, 0]))
-    if name == "score_function":  # its baseline, over the other images, takes two values of the right mean and variance
-        mean = (q * f).sum(-1)
-        spread = (q * (f - mean[:, None]) ** 2).sum(-1)
-        others = max(len(q) - 1, 1)
-        sd = (spread.sum() - spread).sqrt() / others
-        each = [(f.T - (mean.sum() - mean) / others + sign * sd)[..., None] * (e_k - q) for sign in (1, -1)]
-        return _over(torch.cat([q.T, q.T]) / 2, torch.cat(each))
-    if name.startswith("leave_one_out"):  # the mean over pairs of draws of h, a U-statistic of order 2
-        draws = ESTIMATORS[name].noises
-        h = (f.T[:, None] - f.T)[..., None] * (e_k[:, None] - e_k) / 2  # (K, K, B, K)
-        pair = _over((q.T[:, None] * q.T).flatten(0, 1), h.flatten(0, 1))
-        single = _over(q.T, (q.T[..., None] * h).sum(1))
-        variance = 2 * (2 * (draws - 2) * single.variance + pair.variance) / (draws * (draws - 1))
-        return Moments(pair.mean, variance)
-    if name == "sum_and_sample":
-        t = torch.nn.functional.one_hot(q.argmax(-1), K).to(q)
-        q_t, f_t = (q * t).sum(-1, keepdim=True), (f * t).sum(-1)
-        rest = q * (1 - t)
-        r = rest.sum(-1, keepdim=True)
-        each = (f.T - f_t)[..., None] * (r * e_k - rest - q_t * (t - q))
-        return _over((rest / r.clamp_min(torch.finfo(q.dtype).tiny)).T, each)
-    if name == "reinmax":
-        middle = ((q.log() / tau).softmax(-1) + e_k) / 2
-        return _over(q.T, 2 * _through(middle, at.slope) - _through(q, at.slope) / 2)
-    label = torch.arange(K, device=q.device)[:, None].expand(noises, K, len(q))
-    y = (gumbel_given_argmax(q.log().expand(noises, K, *q.shape), label, generator) / tau).softmax(-1)
+    one_of("estimator", name, MOMENTS)
+    return MOMENTS[name](at, tau, generator)
+
+
+def of_sum(at: Corners, *_: object) -> Moments:
+    """Eq. 6: nothing is drawn."""
+    return Moments(exact(at.q, at.f), torch.zeros_like(at.q[:, 0]))
+
+
+def of_score(at: Corners, *_: object) -> Moments:
+    """(f_y - b) (e_y - q). The baseline b, over the other images, stands as two values of its mean and variance."""
+    q, f, others = at.q, at.f, max(len(at.q) - 1, 1)
+    mean = (q * f).sum(-1)
+    spread = (q * (f - mean[:, None]) ** 2).sum(-1)
+    b, sd = (mean.sum() - mean) / others, (spread.sum() - spread).sqrt() / others
+    each = [(f.T - b + sign * sd)[..., None] * (_one_hot(q) - q) for sign in (1, -1)]
+    return _over(torch.cat([q.T, q.T]) / 2, torch.cat(each))
+
+
+def of_pairs(draws: int, at: Corners, *_: object) -> Moments:
+    """Leave one out: the mean over pairs of draws of (f_y - f_y') (e_y - e_y') / 2, whose variance is that of a
+    U-statistic of order 2 (Hoeffding, 1948)."""
+    q, f, e = at.q, at.f, _one_hot(at.q)
+    h = (f.T[:, None] - f.T)[..., None] * (e[:, None] - e) / 2  # (K, K, B, K)
+    pair = _over((q.T[:, None] * q.T).flatten(0, 1), h.flatten(0, 1))
+    one = _over(q.T, (q.T[..., None] * h).sum(1))  # what a pair is on average once one of it is known
+    return Moments(pair.mean, 2 * (2 * (draws - 2) * one.variance + pair.variance) / (draws * (draws - 1)))
+
+
+def of_rest(at: Corners, *_: object) -> Moments:
+    """Sum and sample: over the draws from the rest."""
+    q, f = at.q, at.f
+    surest = torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q)
+    rest = q * (1 - surest)
+    r = rest.sum(-1, keepdim=True)
+    grad_r = -(q * surest).sum(-1, keepdim=True) * (surest - q)
+    each = (f.T - (f * surest).sum(-1))[..., None] * (grad_r + r * _one_hot(q) - rest)
+    return _over((rest / r.clamp_min(torch.finfo(q.dtype).tiny)).T, each)
+
+
+def of_heun(at: Corners, tau: float, *_: object) -> Moments:
+    """ReinMax: over the labels, each with its own slope."""
+    middle = ((at.q.log() / tau).softmax(-1) + _one_hot(at.q)) / 2
+    return _over(at.q.T, 2 * _through(middle, at.slope) - _through(at.q, at.slope) / 2)
+
+
+def of_relaxed(noises: int, at: Corners, tau: float, generator: Generator | None = None) -> Moments:
+    """Straight-through, averaged over so many relaxed samples of the label: over the labels, and for each over 1000
+    samples, which take no pass."""
+    q, K, many = at.q, at.q.shape[-1], 1000
+    label = torch.arange(K, device=q.device)[:, None].expand(many, K, len(q))
+    y = (gumbel_given_argmax(q.log().expand(many, K, *q.shape), label, generator) / tau).softmax(-1)
     each = _through(y, at.slope) / tau
-    within = each.var(0).sum(-1)  # (K, B), given the label
-    between = _over(q.T, each.mean(0))
-    return Moments(between.mean, between.variance + (q.T * within).sum(0) / ESTIMATORS[name].noises,
-                   (q.T ** 2 * within / noises).sum(0).sqrt())
+    within, between = each.var(0).sum(-1), _over(q.T, each.mean(0))  # (K, B): with the label given
+    return Moments(between.mean, between.variance + (q.T * within).sum(0) / noises,
+                   (q.T ** 2 * within / many).sum(0).sqrt())
+
+
+MOMENTS = {"marginal": of_sum, "score_function": of_score, "sum_and_sample": of_rest, "reinmax": of_heun,
+           "leave_one_out_2": partial(of_pairs, 2), "leave_one_out_4": partial(of_pairs, 4),
+           "straight_through": partial(of_relaxed, 1), "rao_blackwell": partial(of_relaxed, NOISES)}
+"""By the estimator's name."""
 
 
 def concrete_moments(model: GMVAE, x: Tensor, noise: Tensor, e: Experiment, draws: int,
@@ -113,6 +141,11 @@ def concrete_moments(model: GMVAE, x: Tensor, noise: Tensor, e: Experiment, draw
     each, = torch.autograd.grad(value.sum(), logits)
     variance = each.var(0).sum(-1)
     return Moments(each.mean(0), variance, (variance / draws).sqrt())
+
+
+def _one_hot(q: Tensor) -> Tensor:
+    """Every label, (K, 1, K)."""
+    return torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)[:, None]
 
 
 def _over(p: Tensor, each: Tensor) -> Moments:

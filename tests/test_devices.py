@@ -260,3 +260,10 @@ def test_pickled_data_is_refused_without_advice_to_load_it():
                      "Object arrays cannot be loaded when allow_pickle=False"):
         reason = files.reason(ValueError(sentence))
         assert "never read" in reason and "allow_pickle" not in reason and "unsafely" not in reason
+
+
+def test_what_an_estimator_draws_for_each_label_counts_in_the_memory(monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda _: 2**34)
+    most = {name: devices.largest_K(cgmvae.Experiment(estimator=name), CPU) for name in ESTIMATORS}
+    assert most["rao_blackwell"] < most["leave_one_out_4"] < most["leave_one_out_2"] < most["score_function"]
+    assert most["marginal"] < most["sum_and_sample"] == most["score_function"], "two passes are not one for each label"

@@ -1,8 +1,8 @@
 """Concrete GMVAE: a Gaussian-mixture VAE trained in a time that hardly grows with K.
 
 The modules, in the order in which data flows through them: datasets, files, pictures, own_images,
-binarisation, networks, relaxation, model, objectives, annealing, experiment, data, devices,
-checkpoints, evaluation, graphs, training, records, run, figures. A finished run is
+binarisation, networks, relaxation, model, objectives, discrete, estimators, annealing, experiment,
+data, devices, checkpoints, evaluation, graphs, training, records, run, figures. A finished run is
 `run(Experiment(...))`; everything else is what that calls.
 """
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cgmvae import data, devices, objectives, training
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment, preset
 from cgmvae.model import GMVAE
 
@@ -77,7 +78,7 @@ def what_there_is(device: torch.device) -> Iterator[Line]:
 
 def arithmetic(device: torch.device) -> Iterator[Line]:
     """Steps of each estimator on the device in float32 against the CPU in float64."""
-    for estimator in objectives.ESTIMATORS:
+    for estimator in ESTIMATORS:
         yield _against_float64(estimator, device, "float32", STEPS)
 
 
@@ -189,7 +190,7 @@ def _against_float64(estimator: str, device: torch.device, precision: str, steps
 def _loss_and_gradient(model: GMVAE, x: Tensor, e: Experiment, seed: int) -> tuple[float, Tensor]:
     model.zero_grad(set_to_none=True)
     with SameNoise(seed):
-        loss = -objectives.elbo(objectives.ESTIMATORS[e.estimator](model, x, e)).mean()
+        loss = -objectives.elbo(ESTIMATORS[e.estimator](model, x, e)).mean()
     loss.backward()
     return loss.item(), torch.cat([p.grad.cpu().double().flatten() for p in model.parameters()])
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
 from cgmvae.model import HEAD_UNITS
 from cgmvae.networks import FILTERS, KERNEL, UNITS, feature_map
-from cgmvae.objectives import ESTIMATORS
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from cgmvae.checks import one_of, refuse
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
-from cgmvae.objectives import ESTIMATORS
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 COMPILATIONS = ("auto", "graph", "none")
@@ -92,14 +92,15 @@ def largest_K(experiment: Experiment, device: torch.device) -> int:
     """About how large K can be before a step of the experiment cannot fit."""
     e = experiment
     weights = 512 + 256 + 1 + 2 * e.z_dim  # the three layers whose size is K
-    arrays = e.z_dim + 12 if _all_labels(e) else 12
+    arrays = 12 * ESTIMATORS[e.estimator].noises + (e.z_dim if _all_labels(e) else 0)
     a_label = 4 * (6 * weights + e.batch_size * arrays)  # Adam's two moments, gradient, best, copy
     return max(int(free_memory(device) * 0.8) // a_label, 1)
 
 
 def _all_labels(experiment: Experiment) -> bool:
-    """Whether a step works on more than one label."""
-    return ESTIMATORS[experiment.estimator].passes(2) > 1
+    """Whether a step works on every label."""
+    passes = ESTIMATORS[experiment.estimator].passes
+    return passes(2) > passes(1)
 
 
 def check_memory(experiment: Experiment, device: torch.device) -> None:

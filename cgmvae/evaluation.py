@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 from torch.distributions import kl_divergence
 
 from cgmvae.data import Pixels, Splits
+from cgmvae.discrete import exact_sample
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
-from cgmvae.objectives import categorical_kl, elbo, exact_sample, given_y
+from cgmvae.objectives import categorical_kl, elbo, given_y
 from cgmvae.relaxation import gumbel_max
 from cgmvae.seeds import derived_seed
 

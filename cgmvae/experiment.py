@@ -18,9 +18,10 @@ from cgmvae.annealing import LEARNING_RATES, SCHEDULES
 from cgmvae.binarisation import BINARISATIONS
 from cgmvae.checks import NO_NEUTRAL, ExperimentError, check, choice, did_you_mean, one_of, refuse
 from cgmvae.datasets import DATASETS
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.model import LIKELIHOODS
 from cgmvae.networks import INITIALISATIONS, PADDINGS
-from cgmvae.objectives import ESTIMATORS, KL_Y_FORMS, KL_Z_FORMS
+from cgmvae.objectives import KL_Y_FORMS, KL_Z_FORMS
 from cgmvae.own_images import find_dataset
 from cgmvae.presets import PRESETS
 from cgmvae.views import VIEWS
@@ -46,7 +47,7 @@ class Experiment:
     K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10", "10 and 20", least=1)
     z_dim: int = choice(64, "D, the dimension of z", least=1, reason="the code of the blog post that the paper "
                         "cites for the model (Shu, 2016) has 64")
-    tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3", "0.3", above=0,
+    tau: float | None = choice(None, "temperature of the Concrete distribution; 0.3, `reinmax` 1", "0.3", above=0,
                                  null=True)
     kl_y_form: str | None = choice(
         None, "the KL(q(y|x)||p(y)) of `concrete`: `relaxed`, the ratio of Concrete densities at "
@@ -54,7 +55,7 @@ class Experiment:
         "and always the closed form", "eq. 7 reads `relaxed`; the text can mean either",
         "the formula is what is printed; chapter 3 compares the two", options=KL_Y_FORMS, null=True)
     annealing: str | None = choice(
-        None, "the weight of KL(q(y|x)||p(y)); `ramp`, but `none` for `marginal`",
+        None, "the weight of KL(q(y|x)||p(y)); `ramp`, but `none` for what estimates eq. 6",
         "the text says that it rises, the formula falls; it is in eq. 8, not in eq. 6",
         "the text, and the work that it follows (Bowman et al., 2016), have a weight that rises; "
         "eq. 6 has no weight; chapter 3 compares them", options=SCHEDULES)
@@ -122,7 +123,7 @@ class Experiment:
         likelihood = self.likelihood or facts.likelihood
         binary = LIKELIHOODS[likelihood].binary
         for name, default in (
-                ("K", facts.K), ("tau", 0.3), ("kl_y_form", "relaxed"), ("likelihood", likelihood),
+                ("K", facts.K), ("tau", estimator.tau), ("kl_y_form", "relaxed"), ("likelihood", likelihood),
                 ("annealing", estimator.annealing), ("annealing_steps", 2000),
                 ("binarisation", "threshold" if binary else "none"), ("agreement", 100.0)):
             if getattr(self, name) is None:

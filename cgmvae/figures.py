@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from cgmvae.comparison import PAPER, PAPERS_ROW, Cell, label_of
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import DATASETS
 from cgmvae.model import GMVAE
-from cgmvae.objectives import ESTIMATORS
 from cgmvae.records import Record, curves, information
 
 COLOURS = {name: e.colour for name, e in ESTIMATORS.items()} | {"paper": "#555555"}
-"""Okabe and Ito's palette, told apart by readers of every colour vision."""
+"""Okabe and Ito's palette and then Tol's: with the markers told apart by readers of every colour vision."""
 MARKERS = {name: e.marker for name, e in ESTIMATORS.items()} | {"paper": "x"}
 
 

@@ -3,7 +3,7 @@
     p(x, y, z) = p(y) p(z|y) p(x|z)        (1)
     q(y, z|x)  = q(y|x) q(z|x, y)
 
-A label y comes in one of two forms, here and in objectives.py: as weights (..., K), one-hot or
+A label y comes in one of two forms, here and in the estimators: as weights (..., K), one-hot or
 relaxed, or as labels (...), int64. The product of a one-hot y with a matrix is one of its rows, so
 labels are looked up instead of multiplied.
 """

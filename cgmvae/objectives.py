@@ -1,35 +1,30 @@
-"""Estimators of the ELBO (eq. 5), one function each.
+"""The ELBO (eq. 5) and its estimates by a sum over labels (eq. 6) and by a relaxed label (eq. 7 and 8).
 
-Each takes (model, x, experiment, generator), with x (B, C, H, W) in [0, 1], and returns its terms,
-each (B,) in nats, each differentiable::
+An estimator, here and in discrete.py, takes (model, x, experiment, generator), with x (B, C, H, W) in
+[0, 1], and returns its terms, each (B,) in nats, each differentiable::
 
     log_px   estimate of E[ln p(x|z)]
     kl_z     estimate of E[ln q(z|x, y)/p(z|y)], at one sample of z as eq. 6 to 8 have it
     kl_y     KL(q(y|x)||p(y)) or its estimate; its weight is w_t in eq. 8
 
-so that the ELBO is log_px - kl_z - kl_y. `score_function` has a fourth, `score`, which is zero in
-value and carries the gradient of the sampled label. With a second view there is `agreement`, (B,), see
-`agreement`; it is no part of the ELBO.
+so that the ELBO is log_px - kl_z - kl_y. Some of discrete.py have a fourth, `score`, which is zero in
+value and carries the gradient of the sampled label.
 
 `h`, if it is given, is the encoding of x, which then is not made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.distributions import kl_divergence
 from torch.utils.checkpoint import checkpoint
 
-from cgmvae import relaxation
-from cgmvae.agreement import agreement
 from cgmvae.memory import KEEP_BYTES, activation_bytes, labels_at_once
 from cgmvae.model import GMVAE
-from cgmvae.relaxation import concrete_log_ratio, concrete_sample, gumbel_max
+from cgmvae.relaxation import concrete_log_ratio, concrete_sample
 
 if TYPE_CHECKING:
     from cgmvae.experiment import Experiment
@@ -117,7 +112,7 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
         kl_y = concrete_log_ratio(log_y, logits_y, experiment.tau)
     else:
         kl_y = categorical_kl(logits_y.log_softmax(-1), model.log_p_y())
-    log_px, kl_z = _one_label(model, x, h, log_y.exp(), experiment, generator)
+    log_px, kl_z = one_label(model, x, h, log_y.exp(), experiment, generator)
     return {"log_px": log_px, "kl_z": kl_z, "kl_y": kl_y}
 
 
@@ -136,47 +131,6 @@ def factored(model: GMVAE, x: Tensor, experiment: Experiment,
             "kl_y": categorical_kl(log_q_y, model.log_p_y())}
 
 
-def straight_through(model: GMVAE, x: Tensor, experiment: Experiment,
-                     generator: Generator | None = None, h: Tensor | None = None) -> Terms:
-    """One exact one-hot sample forwards, the gradient of a relaxed one backwards. O(1), biased."""
-    h = model.encode(x) if h is None else h
-    log_q_y = model.log_q_y(h)
-    y = relaxation.straight_through(concrete_sample(log_q_y, experiment.tau, generator))
-    log_px, kl_z = _one_label(model, x, h, y, experiment, generator)
-    return {"log_px": log_px, "kl_z": kl_z, "kl_y": categorical_kl(log_q_y, model.log_p_y())}
-
-
-def score_function(model: GMVAE, x: Tensor, experiment: Experiment,
-                   generator: Generator | None = None, h: Tensor | None = None) -> Terms:
-    """One exact sample and REINFORCE (Williams, 1992). O(1), unbiased, of high variance.
-
-    The baseline of an image is the mean over the other images of the batch: it depends on nothing
-    that was drawn for the image itself, so that the gradient stays unbiased.
-    """
-    terms, log_q_y, y = exact_sample(model, x, experiment, generator, h)
-    reward = (terms["log_px"] - experiment.beta * terms["kl_z"]).detach()
-    others = (reward.sum() - reward) / max(len(x) - 1, 1)
-    log_q = log_q_y.gather(-1, y[:, None])[:, 0]
-    return terms | {"score": (reward - others) * (log_q - log_q.detach())}  # zero but in its gradient
-
-
-def exact_sample(model: GMVAE, x: Tensor, experiment: Experiment,
-                 generator: Generator | None = None, h: Tensor | None = None
-                 ) -> tuple[Terms, Tensor, Tensor]:
-    """One exact sample of y and of z an image: terms whose ELBO is an unbiased estimate of eq. 5.
-
-    Returns:
-        The terms, ln q(y|x) (B, K), and the labels y (B,), int64. The label's own gradient is not in
-        the terms: `score_function` adds it.
-    """
-    h = model.encode(x) if h is None else h
-    log_q_y = model.log_q_y(h)
-    y = gumbel_max(log_q_y.detach(), generator)
-    log_px, kl_z = _one_label(model, x, h, y, experiment, generator)
-    return {"log_px": log_px, "kl_z": kl_z,
-            "kl_y": categorical_kl(log_q_y, model.log_p_y())}, log_q_y, y
-
-
 def labelled(model: GMVAE, x: Tensor, y: Tensor, experiment: Experiment,
              generator: Generator | None = None, view: Tensor | None = None) -> Tensor:
     """The loss of images whose label y, int64 (B,), is told: (B,), nats.
@@ -186,63 +140,17 @@ def labelled(model: GMVAE, x: Tensor, y: Tensor, experiment: Experiment,
     view the latter is the mean over both.
     """
     h = model.encode(x if view is None else torch.cat([x, view]))
-    log_px, kl_z = _one_label(model, x, h[:len(x)], y, experiment, generator)
+    log_px, kl_z = one_label(model, x, h[:len(x)], y, experiment, generator)
     told = y if view is None else y.repeat(2)
     log_q = model.log_q_y(h).gather(-1, told[:, None])[:, 0].view(-1, len(x)).mean(0)
     return experiment.beta * kl_z - log_px - model.log_p_y() - LABEL_WEIGHT * log_q
 
 
-def _one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor, experiment: Experiment,
-               generator: Generator | None) -> tuple[Tensor, Tensor]:
+def one_label(model: GMVAE, x: Tensor, h: Tensor, y: Tensor, experiment: Experiment,
+              generator: Generator | None) -> tuple[Tensor, Tensor]:
+    """`given_y` at one sample of z an image: (..., B) each, from labels (..., B) or weights (..., B, K).
+
+    Labels of one image share the noise of its z: what tells their values apart is the label alone.
+    """
     noise = torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
     return given_y(model, x, model.q_z_h(h), y, noise, experiment.kl_z_form)
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """One estimator of the ELBO, and all that depends on which it is."""
-
-    terms: Callable[..., Terms]  # (model, x, experiment, generator, h) to the terms
-    colour: str  # in every figure; Okabe and Ito's palette, told apart by every colour vision
-    marker: str
-    relaxed: bool = False  # draws a relaxed y, at temperature tau
-    kl_y_forms: tuple[str, ...] = ()  # if more than the closed form can be meant
-    annealing: str = "ramp"  # the schedule of KL(q(y|x)||p(y)) that it has by default
-    passes: Callable[[int], int] = lambda K: 1  # K to passes through the decoder, a step
-    posterior: str = "joint"  # of the model that it trains, see `GMVAE`
-
-    def __call__(self, *args: object) -> Terms:
-        return self.terms(*args)
-
-
-ESTIMATORS = {
-    "concrete": Estimator(concrete, "#0072B2", "o", relaxed=True, kl_y_forms=KL_Y_FORMS),
-    "marginal": Estimator(marginal, "#D55E00", "s", annealing="none", passes=lambda K: K),
-    "straight_through": Estimator(straight_through, "#009E73", "^", relaxed=True),
-    "score_function": Estimator(score_function, "#CC79A7", "D"),
-    "factored": Estimator(factored, "#E69F00", "v", annealing="none", posterior="factored"),
-    "collapsed": Estimator(factored, "#56B4E9", "P", annealing="none", posterior="collapsed")}
-
-
-class Estimate(nn.Module):
-    """The experiment's estimator as a module: x, and a second view of it if there is one, to the terms.
-
-    `told` are images whose label is known, (x, y) or (x, y, view): their loss is the term `labelled`.
-    torch's distributed data parallel asks for a module.
-    """
-
-    def __init__(self, model: GMVAE, experiment: Experiment, generator: Generator | None = None) -> None:
-        super().__init__()
-        self.model, self.experiment, self.generator = model, experiment, generator
-
-    def forward(self, x: Tensor, view: Tensor | None = None, told: tuple[Tensor, ...] = ()) -> Terms:
-        e, estimator = self.experiment, ESTIMATORS[self.experiment.estimator]
-        if view is None:
-            terms = estimator(self.model, x, e, self.generator)
-        else:
-            h = self.model.encode(torch.cat([x, view]))
-            terms = estimator(self.model, x, e, self.generator, h[:len(x)])
-            terms |= {"agreement": agreement(self.model.log_q_y(h), e.balanced)}
-        if told:
-            terms["labelled"] = labelled(self.model, *told[:2], e, self.generator, *told[2:])
-        return terms

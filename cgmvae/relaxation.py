@@ -97,5 +97,69 @@ def straight_through(log_y: Tensor) -> Tensor:
         (..., K): exactly one-hot in value, with the gradient of y (Bengio et al., 2013).
     """
     y = log_y.exp()
-    hard = torch.zeros_like(y).scatter_(-1, y.argmax(-1, keepdim=True), 1.0)
-    return hard + (y - y.detach())
+    return hard_forwards(y.argmax(-1), y)
+
+
+def gumbel_given_argmax(log_q: Tensor, label: Tensor, generator: Generator | None = None) -> Tensor:
+    """ln q + g, for Gumbel noise g given that `label` is where ln q + g is largest.
+
+    The largest is a Gumbel number whatever its place; the others are cut off at it (Maddison et al., 2014).
+
+    Args:
+        log_q: (..., K), normalised.
+        label: (...), int64.
+
+    Returns:
+        (..., K), without a gradient.
+    """
+    g = gumbel(log_q, generator)
+    top = g.gather(-1, label[..., None])
+    others = -torch.logaddexp(-log_q.detach() - g, -top)
+    return others.scatter(-1, label[..., None], top)
+
+
+def rao_blackwell(log_q: Tensor, label: Tensor, tau: float, draws: int, generator: Generator | None = None) -> Tensor:
+    """`label` one-hot forwards; backwards the mean of relaxed samples whose argmax it is.
+
+    Args:
+        log_q: (..., K), normalised.
+        label: (...), int64, drawn from it.
+        draws: relaxed samples.
+
+    Returns:
+        (..., K): exactly one-hot in value (Paulus et al., 2021).
+    """
+    many = log_q.expand(draws, *log_q.shape)
+    noise = gumbel_given_argmax(many, label.expand(draws, *label.shape), generator) - log_q.detach()
+    return hard_forwards(label, ((log_q + noise) / tau).softmax(-1).mean(0))
+
+
+def reinmax(log_q: Tensor, label: Tensor, tau: float = 1.0) -> Tensor:
+    """`label` one-hot forwards; backwards Heun's rule, exact in the mean for a quadratic function of y.
+
+    With J(p) the Jacobian diag(p) - p p^T of a softmax at p, the gradient is passed through
+    2 J((q + y)/2) - J(q)/2 (Liu et al., 2023).
+
+    Args:
+        log_q: (..., K), normalised.
+        label: (...), int64, drawn from it.
+        tau: temperature of the q in the first J; Heun's rule has 1.
+
+    Returns:
+        (..., K): exactly one-hot in value.
+    """
+    y = hard_forwards(label, torch.zeros_like(log_q))
+    middle = ((log_q / tau).softmax(-1) + y) / 2
+    return hard_forwards(label, 2 * _softmax_at(middle, log_q) - _softmax_at(log_q.exp(), log_q) / 2)
+
+
+def _softmax_at(p: Tensor, logits: Tensor) -> Tensor:
+    """Linear in the logits, with the Jacobian of a softmax whose value is p."""
+    p = p.detach()
+    return p * (logits - (p * logits).sum(-1, keepdim=True))
+
+
+def hard_forwards(label: Tensor, soft: Tensor) -> Tensor:
+    """`label` (...) one-hot in value, with the gradient of `soft` (..., K)."""
+    hard = torch.zeros_like(soft).scatter_(-1, label[..., None], 1.0)
+    return hard + (soft - soft.detach())

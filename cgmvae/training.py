@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from cgmvae import annealing, checkpoints, devices, evaluation, graphs, objectives, parallel
+from cgmvae import annealing, checkpoints, devices, estimators, evaluation, graphs, objectives, parallel
 from cgmvae.agreement import spread_logits
 from cgmvae.data import Splits
 from cgmvae.devices import find_compilation, find_precision
@@ -78,7 +78,7 @@ class Trainer:
             self.model.parameters(), fused=True, capturable=device.type == "cuda",
             lr=e.learning_rate if e.learning_rate_schedule == "constant" else self.rate)
         self.noise = torch.Generator(device).manual_seed(derived_seed(e.seed, "noise"))
-        self.estimate = parallel.averaging(objectives.Estimate(self.model, e, self.noise))
+        self.estimate = parallel.averaging(estimators.Estimate(self.model, e, self.noise))
         self.shuffle = torch.Generator().manual_seed(derived_seed(e.seed, "order"))
         self.order = torch.zeros(e.steps_per_epoch, e.batch_size, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # of the step in its epoch

@@ -10,6 +10,7 @@ from helpers import small, trainer
 
 from cgmvae import Experiment, ExperimentError, checkpoints, data, evaluation
 from cgmvae.agreement import RECIPE, SHARPENING, agreement, targets
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.views import VIEWS
 
 WITH_VIEWS = {"views": "digits", "annealing": "none", "kl_y_form": "categorical"}
@@ -99,7 +100,7 @@ def test_a_batchs_view_is_binarised_as_the_batch_is():
     assert torch.equal(pixels.view(torch.arange(8), "same"), pixels.batch(torch.arange(8)))
 
 
-@pytest.mark.parametrize("estimator", ("concrete", "marginal", "straight_through", "score_function"))
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_one_step_with_every_estimator_adds_the_weighted_term(estimator):
     t = trainer(small(estimator=estimator, views="digits", agreement=7.0))
     next(t.run())

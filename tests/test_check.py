@@ -8,6 +8,7 @@ from helpers import CPU
 
 from cgmvae import check, checkpoints, model
 from cgmvae.__main__ import main
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
 
 
@@ -26,7 +27,7 @@ def test_all_is_right_here(capsys, monkeypatch):
     assert main(["check", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "WRONG" not in out and out.endswith("All is right.\n")
-    for estimator in ("concrete", "marginal", "straight_through", "score_function"):
+    for estimator in ESTIMATORS:
         assert re.search(rf"(?m)^ok    {estimator}, 3 steps in float32: expected within", out)
     assert re.search(r"(?m)^ok    marginal, 3 steps in bf16", out)
     assert re.search(r"a step in bf16 takes [\d.]+ ms, in float32 [\d.]+ ms", out)

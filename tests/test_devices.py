@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import cgmvae
 from cgmvae import checkpoints, data, devices, evaluation, files
+from cgmvae.estimators import ESTIMATORS
 
 MODULES = sorted(p.stem for p in Path(cgmvae.__file__).parent.glob("*.py") if p.stem != "__init__")
 
@@ -89,7 +90,7 @@ def no_float64(monkeypatch):
         yield mode
 
 
-@pytest.mark.parametrize("estimator", ["concrete", "marginal", "straight_through", "score_function"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_run_makes_no_float64_on_the_device(estimator, no_float64, tmp_path):
     """Training, validation, a checkpoint, going on from it, evaluation, weights to a file and back."""
     e, path = small(estimator=estimator), tmp_path / "run.safetensors"
@@ -259,3 +260,10 @@ def test_pickled_data_is_refused_without_advice_to_load_it():
                      "Object arrays cannot be loaded when allow_pickle=False"):
         reason = files.reason(ValueError(sentence))
         assert "never read" in reason and "allow_pickle" not in reason and "unsafely" not in reason
+
+
+def test_what_an_estimator_draws_for_each_label_counts_in_the_memory(monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda _: 2**34)
+    most = {name: devices.largest_K(cgmvae.Experiment(estimator=name), CPU) for name in ESTIMATORS}
+    assert most["rao_blackwell"] < most["leave_one_out_4"] < most["leave_one_out_2"] < most["score_function"]
+    assert most["marginal"] < most["sum_and_sample"] == most["score_function"], "two passes are not one for each label"

@@ -8,6 +8,7 @@ from helpers import small, trainer
 from torch.distributions import Normal, kl_divergence
 
 from cgmvae import checkpoints, costs, evaluation, objectives
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment, ExperimentError
 from cgmvae.model import GMVAE
 from cgmvae.objectives import elbo
@@ -117,7 +118,7 @@ def test_a_run_learns_and_its_weights_are_read_back(estimator, tmp_path):
 
 def test_one_pass_whatever_K():
     for estimator in BOTH:
-        assert objectives.ESTIMATORS[estimator].passes(1000) == 1
+        assert ESTIMATORS[estimator].passes(1000) == 1
         few, many = (costs.count(Experiment(estimator=estimator, K=K)).of(estimator, K) for K in (10, 1000))
         assert many < 1.1 * few
     with pytest.raises(ExperimentError, match="spread_logits must be false with 'collapsed'"):

@@ -8,6 +8,7 @@ import torch
 
 import cgmvae
 from cgmvae import ExperimentError, checkpoints, graphs, training
+from cgmvae.estimators import ESTIMATORS
 
 
 class FakeGraph:
@@ -66,7 +67,7 @@ def recorded(trainer):
     return trainer
 
 
-@pytest.mark.parametrize("estimator", ["concrete", "marginal", "score_function"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_recording_leaves_no_trace_in_the_run(fake_cuda, estimator):
     """Warm-up steps move weights, Adam, noise and counters; all of it must be put back."""
     plain = helpers.trainer(helpers.small(estimator=estimator))

@@ -2,7 +2,6 @@
 against the plain implementation in benchmarks/plain.py."""
 
 import importlib.util
-import itertools
 import math
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.func import functional_call
 
 from cgmvae import objectives
-from cgmvae.experiment import ESTIMATORS, Experiment
+from cgmvae.estimators import ESTIMATORS
+from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
 from cgmvae.objectives import categorical_kl, elbo, given_y
 
@@ -30,15 +30,14 @@ def estimate(name: str, x: torch.Tensor, toy: Toy | None = None, **choices) -> d
     """One estimator's terms on the toy, each (copies, 2): a column an image."""
     experiment = small(estimator=name, **choices)
     with torch.no_grad():
-        terms = objectives.ESTIMATORS[name](toy or Toy(), x, experiment, seeded())
+        terms = ESTIMATORS[name](toy or Toy(), x, experiment, seeded())
         return {k: by_image(v) for k, v in (terms | {"elbo": elbo(terms)}).items()}
 
 
-def test_every_name_has_an_estimator():
-    assert set(objectives.ESTIMATORS) == set(ESTIMATORS)
+DISCRETE = [n for n, e in ESTIMATORS.items() if e.posterior == "joint" and n != "concrete"]
 
 
-@pytest.mark.parametrize("name", ("marginal", "straight_through", "score_function"))
+@pytest.mark.parametrize("name", DISCRETE)
 def test_elbo_by_enumeration(name):
     terms = estimate(name, toy_images(COPIES))
     exact = exact_terms(Toy(), toy_images(1))
@@ -146,8 +145,8 @@ def test_elbo_weighs_only_the_kl_of_y():
 
 
 def test_score_is_zero_in_value():
-    terms = estimate("score_function", toy_images(10))
-    assert (terms["score"] == 0).all()
+    scored = [terms for name in DISCRETE if "score" in (terms := estimate(name, toy_images(10)))]
+    assert len(scored) == 4 and all((terms["score"] == 0).all() for terms in scored)
 
 
 # Gradients
@@ -160,47 +159,24 @@ def gradients(name: str, toy: Toy, number: int) -> torch.Tensor:
     """Estimates of the gradient of the sum of both images' ELBOs, (number, parameters)."""
     found = []
     for noise in map(seeded, range(number)):
-        terms = objectives.ESTIMATORS[name](toy, toy_images(200), small(), noise)
+        terms = ESTIMATORS[name](toy, toy_images(200), small(), noise)
         found.append(toy_gradient(2 * elbo(terms).mean(), toy))
     return torch.stack(found)
 
 
-def test_score_function_gradient_is_unbiased(monkeypatch):
-    """Its expectation over all 9 pairs of labels, at the same noise for z, is the gradient of the
-    enumerated sum at that noise. A baseline that sees the image's own draw fails this."""
-    toy, x = Toy(), toy_images(1)
-    noise = torch.randn(2, 1, generator=seeded())
-    log_q_y = toy.log_q_y(toy.encode(x))
-    each = [given_y(toy, x, toy.encode(x), torch.full((2,), k), noise) for k in range(3)]
-    enumerated = sum(log_q_y[:, k].exp() * (each[k][0] - each[k][1]) for k in range(3))
-    exact = toy_gradient((enumerated - categorical_kl(log_q_y, toy.log_p_y())).sum(), toy)
-    mean = torch.zeros_like(exact)
-    for pair in itertools.product(range(3), repeat=2):
-        monkeypatch.setattr(objectives, "gumbel_max", lambda *_, pair=pair: torch.tensor(pair))
-        terms = objectives.score_function(toy, x, small(), seeded())
-        chance = (log_q_y[0, pair[0]] + log_q_y[1, pair[1]]).exp().item()
-        mean += chance * toy_gradient(elbo(terms).sum(), toy)
-    assert torch.allclose(mean, exact, rtol=1e-9, atol=1e-10)
-
-
-def test_score_function_gradient_by_sampling():
-    """The same with the labels really drawn, against the exact gradient of the exact ELBO."""
+@pytest.mark.parametrize("name", [n for n in DISCRETE if ESTIMATORS[n].unbiased])
+def test_gradient_by_sampling_is_that_of_the_exact_elbo(name):
+    """With the labels and z really drawn; test_discrete.py has the sums over labels."""
     toy = Toy()
     exact = toy_gradient(exact_elbo(toy, toy_images(1)).sum(), toy)
-    assert within(gradients("score_function", toy, 300), exact, 4.5)
-
-
-def test_marginal_gradient_is_that_of_the_exact_elbo():
-    toy = Toy()
-    exact = toy_gradient(exact_elbo(toy, toy_images(1)).sum(), toy)
-    assert within(gradients("marginal", toy, 100), exact, 4.5)
+    assert within(gradients(name, toy, 200), exact, 4.5)
 
 
 @pytest.mark.parametrize("name", ("marginal", "concrete"))
 def test_toy_gradients_are_finite_differences(name):
     class Total(Toy):
         def forward(self) -> torch.Tensor:
-            terms = objectives.ESTIMATORS[name](self, toy_images(2), small(tau=0.3), seeded())
+            terms = ESTIMATORS[name](self, toy_images(2), small(tau=0.3), seeded())
             return elbo(terms, 0.7).sum()
 
     names, parameters = zip(*Total().named_parameters(), strict=True)
@@ -294,7 +270,7 @@ def test_losses_and_gradients_are_the_plain_implementations(dataset, K, estimato
         else:
             uniform = torch.rand(4, K, generator=noise, dtype=dtype)
             expected = plain.plain_concrete(other, images, torch.randn(4, 16, generator=noise), uniform)
-        terms = objectives.ESTIMATORS[estimator](model, images, experiment, seeded())
+        terms = ESTIMATORS[estimator](model, images, experiment, seeded())
         return -elbo(terms).mean(), expected
 
     loss, expected = losses(torch.float32)
@@ -328,7 +304,7 @@ def test_losses_are_pyros(dataset, estimator, monkeypatch):
     pyro.clear_param_store()
     torch.manual_seed(0)  # pyro draws from torch's own generator, in the same order as we do
     theirs = svi(peer, estimator).evaluate_loss((x > 0.5).float()) / len(x)
-    ours = objectives.ESTIMATORS[estimator](model, (x > 0.5).float(), experiment, seeded())
+    ours = ESTIMATORS[estimator](model, (x > 0.5).float(), experiment, seeded())
     assert -elbo(ours).mean().item() == pytest.approx(theirs, rel=1e-5)
 
 
@@ -382,7 +358,7 @@ def test_bfloat16_is_close_to_float32(estimator):
     for bf16 in (False, True):
         torch.manual_seed(0)
         model = GMVAE(experiment, bf16=bf16)
-        terms = objectives.ESTIMATORS[estimator](model, x, experiment, seeded())
+        terms = ESTIMATORS[estimator](model, x, experiment, seeded())
         assert all(v.dtype == torch.float32 for v in terms.values())
         loss = -elbo(terms).mean()
         loss.backward()
@@ -399,9 +375,9 @@ def test_terms_are_per_image_and_seeded(name):
     torch.manual_seed(0)
     model = GMVAE(experiment)
     x = (torch.rand(5, 1, 28, 28) > 0.7).float()
-    first, again, other = (objectives.ESTIMATORS[name](model, x, experiment, seeded(s))
+    first, again, other = (ESTIMATORS[name](model, x, experiment, seeded(s))
                            for s in (0, 0, 1))
-    assert set(first) == set(TERMS) | ({"score"} if name == "score_function" else set())
+    assert set(first) - {"score"} == set(TERMS)
     for term, value in first.items():
         assert value.shape == (5,) and value.requires_grad
         assert torch.equal(value, again[term])

@@ -12,6 +12,7 @@ import torch
 
 from cgmvae import checkpoints, evaluation, objectives, parallel, records, training
 from cgmvae.__main__ import main
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.seeds import derived_seed
 
 SMALL = helpers.small(epochs=2)
@@ -56,7 +57,7 @@ def test_two_processes_are_one_with_the_same_batches(tmp_path, estimator):
             loss = 0.0
             for rank, noise in enumerate(noises):
                 x = one.splits.train.batch(rows[rank::2], noise)
-                terms = objectives.ESTIMATORS[estimator](one.model, x, experiment, noise)
+                terms = ESTIMATORS[estimator](one.model, x, experiment, noise)
                 loss = loss - objectives.elbo(terms, w).mean() / 2
             one.optimiser.zero_grad()
             loss.backward()

@@ -268,6 +268,6 @@ def test_glossary_says_where_a_term_is_introduced():
     entries = re.findall(r"(?m)^(\S.*)\n((?:  .*\n)+)", glossary)
     assert len(entries) > 40
     for term, text in entries:
-        chapter, = re.findall(r"\{doc\}`Chapter \d <(\w+)>`", " ".join(text.split()))
+        chapter, = re.findall(r"\{doc\}`Chapter \d+ <(\w+)>`", " ".join(text.split()))
         written = re.sub(r"\s+", " ", prose(chapter).replace("*", "")).lower()
         assert term.lower() in written, f"{term} is not in {chapter}"

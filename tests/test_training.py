@@ -22,7 +22,8 @@ import cgmvae
 from cgmvae import checkpoints, data, evaluation, objectives, records, training
 from cgmvae.__main__ import main
 from cgmvae.evaluation import validate
-from cgmvae.experiment import ESTIMATORS, Experiment
+from cgmvae.estimators import ESTIMATORS
+from cgmvae.experiment import Experiment
 from cgmvae.seeds import derived_seed
 from cgmvae.run import _interrupt_between_steps, fit
 from cgmvae.training import NonFiniteLoss
@@ -208,8 +209,8 @@ def break_at(monkeypatch, step: int, term: str, value: float) -> list:
             terms[term] = torch.cat([terms[term][:-1], torch.full((1,), value)])
         return terms
 
-    monkeypatch.setitem(objectives.ESTIMATORS, "concrete", dataclasses.replace(
-        objectives.ESTIMATORS["concrete"], terms=broken))
+    monkeypatch.setitem(ESTIMATORS, "concrete", dataclasses.replace(
+        ESTIMATORS["concrete"], terms=broken))
     return calls
 
 

@@ -1,0 +1,144 @@
+"""Bias and variance by sums over labels, held against the estimators themselves, drawn many times."""
+
+import math
+
+import pytest
+import torch
+from helpers import Toy, small, toy_images
+from test_discrete import NoiseOfZ, seeded
+
+from cgmvae import ExperimentError, bias, gradients
+from cgmvae.estimators import ESTIMATORS
+from cgmvae.model import GMVAE
+from cgmvae.objectives import elbo
+
+COPIES = 30_000
+JOINT = [name for name, e in ESTIMATORS.items() if e.posterior == "joint"]
+
+
+class Logits(Toy):
+    """The toy, with logits that are a leaf of their own for each image of a batch."""
+
+    def logits_y(self, h):
+        if not hasattr(self, "leaf"):
+            self.leaf = super().logits_y(h).detach().requires_grad_()
+        return self.leaf
+
+
+def experiment(name: str, **choices):
+    return small(estimator=name, K=3, annealing="none", **choices)
+
+
+def sampled(name: str, noise, **choices):
+    """The estimator's gradient for the logits of both images, (COPIES, 2, 3), without that of kl_y."""
+    toy = Logits()
+    with NoiseOfZ(noise.repeat_interleave(COPIES, 0)):
+        terms = ESTIMATORS[name](toy, toy_images(COPIES), experiment(name, **choices), seeded())
+    found, = torch.autograd.grad(elbo(terms | {"kl_y": 0 * terms["kl_y"]}).sum(), toy.leaf)
+    return found.view(2, COPIES, 3).transpose(0, 1)
+
+
+def at_corners(noise, toy=None):
+    return gradients.corners(toy or Toy(), toy_images(1), noise, experiment("marginal"))
+
+
+NOISE = torch.randn(2, 1, generator=seeded(5), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [n for n in JOINT if n not in ("concrete", "score_function")])
+def test_mean_and_variance_are_those_of_the_estimator(name):
+    tau = ESTIMATORS[name].tau
+    found = gradients.moments(name, at_corners(NOISE), tau, seeded(1))
+    drawn = sampled(name, NOISE)
+    error = (drawn.var(0) / COPIES + torch.as_tensor(found.error)[..., None] ** 2).sqrt()
+    assert ((drawn.mean(0) - found.mean).abs() <= 4.5 * error + 1e-12).all()
+    assert torch.allclose(drawn.var(0).sum(-1), found.variance, rtol=0.05, atol=1e-12)
+    assert (found.variance > 1e-4).all() or name == "marginal"
+
+
+def test_mean_and_variance_of_the_score_function_with_its_baseline():
+    """In batches of the two images, one after the other, as the baseline is the other image's f."""
+    drawn = []
+    for seed in range(1500):
+        toy = Logits()
+        with NoiseOfZ(NOISE):
+            terms = ESTIMATORS["score_function"](toy, toy_images(1), experiment("score_function"), seeded(seed))
+        drawn.append(torch.autograd.grad(elbo(terms | {"kl_y": 0 * terms["kl_y"]}).sum(), toy.leaf)[0])
+    drawn = torch.stack(drawn)
+    found = gradients.moments("score_function", at_corners(NOISE))
+    assert ((drawn.mean(0) - found.mean).abs() < 4.5 * (drawn.var(0) / 1500).sqrt()).all()
+    assert torch.allclose(drawn.var(0).sum(-1), found.variance, rtol=0.2)
+
+
+def test_every_estimator_of_exact_labels_has_its_moments():
+    assert set(gradients.MOMENTS) == set(JOINT) - {"concrete"}
+    with pytest.raises(ExperimentError, match="estimator must be one of 'marginal'.*it is 'concrete'"):
+        gradients.moments("concrete", at_corners(NOISE))
+
+
+@pytest.mark.parametrize("name", [n for n in JOINT if ESTIMATORS[n].unbiased])
+def test_the_unbiased_have_the_exact_mean_and_a_tenth_would_be_seen(name):
+    at = at_corners(NOISE)
+    truth = gradients.exact(at.q, at.f)
+    mean = gradients.moments(name, at).mean
+    assert torch.allclose(mean, truth, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(1.1 * mean, truth, rtol=1e-2)
+
+
+def test_the_exact_gradient_is_that_of_the_sum():
+    at = at_corners(NOISE)
+    logits = at.q.log().requires_grad_()
+    wanted, = torch.autograd.grad((logits.softmax(-1) * at.f).sum(), logits)
+    assert torch.allclose(gradients.exact(at.q, at.f), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ("categorical", "relaxed"))
+def test_concrete_by_sampling(form):
+    e = experiment("concrete", kl_y_form=form)
+    found = gradients.concrete_moments(Toy(), toy_images(1), NOISE, e, COPIES, seeded(1))
+    drawn = sampled("concrete", NOISE, kl_y_form=form) if form == "categorical" else None
+    if drawn is not None:
+        assert ((drawn.mean(0) - found.mean).abs() < 4.5 * (2 * drawn.var(0) / COPIES).sqrt()).all()
+        assert torch.allclose(drawn.var(0).sum(-1), found.variance, rtol=0.1)
+    else:  # the same mean of kl_y's two forms but for a constant would need the same gradient: it is another
+        closed = gradients.concrete_moments(Toy(), toy_images(1), NOISE, e.but(kl_y_form="categorical"), COPIES, seeded(1))
+        assert ((found.mean - closed.mean).norm(dim=-1) > 5 * (found.error + closed.error)).all()
+
+
+def test_a_table_of_labels_gradients():
+    names = {n: experiment(n) for n in JOINT}
+    table = bias.label_gradients(Toy(), toy_images(1), names, 40, 50, seeded())
+    assert list(table.index) == JOINT
+    for name, row in table.iterrows():
+        if ESTIMATORS[name].unbiased:
+            assert row["bias"] < 1e-9
+        assert row["sd"] >= row["sd_label"] and row["passes"] == ESTIMATORS[name].passes(3)
+    assert table.loc["marginal", "sd_label"] == 0 < table.loc["marginal", "sd"]
+    assert table.loc["rao_blackwell", "sd"] < table.loc["straight_through", "sd"]
+    blackwell, straight = (table.loc[name] for name in ("rao_blackwell", "straight_through"))
+    assert abs(blackwell["bias"] - straight["bias"]) < 4 * (blackwell["bias_error"] + straight["bias_error"])
+    assert table.loc["leave_one_out_4", "sd_label"] < table.loc["leave_one_out_2", "sd_label"]
+
+
+def test_a_table_of_the_networks_gradients():
+    """The decoder's and q(z|x, y)'s: those of exact labels have no bias beyond its standard error."""
+    e = small(estimator="marginal", K=4)
+    torch.manual_seed(0)
+    model = GMVAE(e)
+    x = (torch.rand(5, 1, 28, 28, generator=seeded()) > 0.7).float()
+    names = {n: small(estimator=n, K=4) for n in ("marginal", "concrete", "sum_and_sample", "reinmax")}
+    table = bias.network_gradients(model, x, names, 12, seeded())
+    assert list(table.index) == [(n, part) for n in names for part in bias.NETWORKS]
+    assert all(p.grad is None for p in model.parameters())
+    exact_labels = table.drop("concrete", level=0)
+    assert (exact_labels["bias"] < 3 * exact_labels["bias_error"]).all() and (table["sd"] > 0).all()
+
+
+def test_the_gap_of_the_relaxation_closes_with_the_temperature():
+    gap = bias.relaxation_gap(Toy(), toy_images(2000), experiment("concrete"), [1.0, 0.3, 0.01], 30, seeded())
+    closed = gap["closed"].abs()
+    assert closed[1.0] > closed[0.01] and closed[0.01] < 4 * gap["closed_error"][0.01] + 1e-3
+    # The relaxed kl_y is above the closed form at every temperature, by the same on average.
+    less = gap["closed"] - gap["literal"]
+    assert (less > 0).all() and less.max() - less.min() < 6 * gap["literal_error"].max()
+    assert math.isfinite(gap.to_numpy().sum())

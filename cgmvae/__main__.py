@@ -9,7 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-from cgmvae import check, checkpoints, data, gallery, own_clusters, own_images, parallel, records, sweep, training
+from cgmvae import (
+    check,
+    checkpoints,
+    data,
+    gallery,
+    own_clusters,
+    own_images,
+    parallel,
+    records,
+    sweep,
+    tables,
+    training,
+)
 from cgmvae.checks import ExperimentError, explained, refuse
 from cgmvae.datasets import DATASETS, known
 from cgmvae.devices import COMPILATIONS, DEVICES, PRECISIONS, OutOfMemory
@@ -45,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     table.set_defaults(task=_table)
 
     many = commands.add_parser("sweep", help="run what is missing of tables, or show what is there")
-    many.add_argument("tables", nargs="+", help="one or more, in this order: " + ", ".join(sweep.TABLES))
+    many.add_argument("tables", nargs="+", help="one or more, in this order: " + ", ".join(tables.TABLES))
     many.add_argument("--status", action="store_true", help="only show what is there")
     many.add_argument("--publish", action="store_true",
                       help="write the median seed's model of each cell to results/checkpoints")
@@ -111,7 +123,7 @@ def _table(args: argparse.Namespace) -> None:
 def _sweep(args: argparse.Namespace) -> None:
     out = args.out or records.results_folder()
     for name in args.tables:
-        sweep.runs(name)  # the names are right before anything starts
+        tables.runs(name)  # the names are right before anything starts
     if args.publish:
         for name in args.tables:
             print(*sweep.publish(name, out), sep="\n")

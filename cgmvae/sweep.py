@@ -1,8 +1,4 @@
-"""Which runs make which table, and a loop that takes the missing ones in turn.
-
-A table is a list of experiments, in the order in which they should be run: seed by seed across its
-cells, so that error bars appear early. `workflow/Snakefile` runs the same lists through papermill.
-"""
+"""A loop that takes the missing runs of a table (see `tables`) in turn, and what it left so far."""
 
 from __future__ import annotations
 
@@ -18,99 +14,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cgmvae import checkpoints, data, devices, evaluation, records
-from cgmvae.agreement import RECIPE
-from cgmvae.checks import at_least, one_of
-from cgmvae.comparison import READINGS
-from cgmvae.estimators import ESTIMATORS
-from cgmvae.experiment import Experiment, preset
+from cgmvae import checkpoints, costs, data, devices, evaluation, records
+from cgmvae.checks import at_least
+from cgmvae.experiment import Experiment
 from cgmvae.run import Begun
-
-CELLS = [{"dataset": d, "estimator": e} for d in ("mnist", "cifar100") for e in ("concrete", "marginal")]
-SMALL_CELLS = [{"dataset": "mnist", "estimator": "concrete"},
-               {"dataset": "mnist", "estimator": "marginal"},
-               {"dataset": "cifar100", "estimator": "concrete"}]
-CLUSTERS = {"dataset": "mnist", "epochs": 20, **RECIPE}
-PHOTO_CLUSTERS = {**CLUSTERS, "dataset": "cifar100", "views": "photos"}
-
-
-def runs(name: str) -> list[Experiment]:
-    """The experiments of a table, in order. Raises ExperimentError for a name that is none."""
-    one_of("table", name, TABLES)
-    scale, seeds, cells = TABLES[name]
-    return [preset(scale, seed=seed, **choices_of(cell)) for seed in range(seeds) for cell in cells
-            if seed < cell.get("seeds", seeds)]
-
-
-def choices_of(cell: dict) -> dict:
-    """A cell's fields of Experiment; `seeds`, if it is there, says that it has fewer than others."""
-    return {k: v for k, v in cell.items() if k != "seeds"}
-
-
-TABLES = {
-    # Table 1 of the paper: four cells, eleven seeds.
-    "table1": ("paper", 11, CELLS),
-    # The same with 50 epochs at most, and the Concrete row in both readings: for processors.
-    "half": ("half", 5, [*({"dataset": d, **reading} for reading in READINGS.values()
-                           for d in ("mnist", "cifar100")),
-                         *({"dataset": d, "estimator": "marginal", "seeds": 3}
-                           for d in ("mnist", "cifar100"))]),
-    # What would give the paper's numbers? One change at a time from the literal cell of `half`.
-    "study": ("half", 1, [{"dataset": d, **READINGS["literal"], **change} for change in (
-        {"decoder_units": 512}, {"initialisation": "torch"}, {"initialisation": "he"},
-        {"decoder_units": 512, "initialisation": "torch"}, {"batch_size": 32}, {"batch_size": 256},
-        {"z_dim": 10}, {"z_dim": 32}, {"z_dim": 128}, {"padding": "valid"}, {"beta": 0.5},
-        {"kl_z_form": "closed"}, {"annealing": "printed"}, {"annealing": "none"})
-        for d in ("mnist", "cifar100")] + [
-        {"dataset": "mnist", **READINGS["literal"], "binarisation": b} for b in ("static", "dynamic")]),
-    # An exact sum in one pass, beside the rows of `half`.
-    "one_pass": ("half", 3, [{"dataset": d, "estimator": e} for e in ("factored", "collapsed")
-                             for d in ("mnist", "cifar100")]),
-    # Labels that find digits: the recipe of `agreement`, both estimators, and the same without views; and photographs.
-    "clusters": ("half", 5, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
-                             {**CLUSTERS, "views": "none", "seeds": 3}, {**PHOTO_CLUSTERS, "seeds": 3}]),
-    # The same with the class of 100 digits told, with views and without.
-    "labels": ("half", 10, [{**CLUSTERS, "labelled": 100}, {**CLUSTERS, "labelled": 100, "views": "none", "seeds": 3}]),
-    # More clusters than classes, on 20,000 training images: plain and by the recipe, and the sum as far as it can go.
-    "many_clusters": ("small", 1, [
-        *({**kind, "K": K} for K in (10, 20, 50, 100, 1000)
-          for kind in (*({"dataset": d, **READINGS["closed"]} for d in ("mnist", "cifar100")), CLUSTERS, PHOTO_CLUSTERS)),
-        *({"dataset": "mnist", "estimator": "marginal", "K": K} for K in (10, 20, 50, 100))]),
-    # What each part of the recipe is worth: one change at a time, on 20,000 training images.
-    "parts": ("small", 3, [{**CLUSTERS, "epochs": 8, **change} for change in (
-        {}, {"views": "same"}, {"balanced": False}, {"spread_logits": False},
-        {"initialisation": "torch"}, {"initialisation": "he"}, {"agreement": 10.0},
-        {"agreement": 1000.0}, {"learning_rate_schedule": "constant"}, {"views": "none"})]),
-    # The same on 20,000 training images: under an hour on a laptop.
-    "small": ("small", 3, SMALL_CELLS),
-    # The choices that the paper does not report and that move its numbers most.
-    "unreported": ("paper", 3, [
-        *({"dataset": "mnist", "binarisation": b, "z_dim": D}
-          for b in ("threshold", "static", "dynamic") for D in (10, 64)),
-        *({"dataset": "cifar100", "likelihood": p, "z_dim": D}
-          for p in ("cross_entropy", "gaussian") for D in (10, 64, 128)),
-        {"dataset": "mnist", "estimator": "marginal", "annealing": "ramp"}]),
-    # Annealing against the two readings of KL(q(y|x)||p(y)).
-    "annealing": ("paper", 3, [
-        {"dataset": "mnist", "annealing": a, "kl_y_form": k}
-        for a in ("ramp", "printed", "linear", "none") for k in ("relaxed", "categorical")]),
-    "temperature": ("paper", 3, [{"dataset": "mnist", "tau": tau} for tau in (0.1, 0.3, 0.5, 1.0)]),
-    # Every estimator on 20,000 training images, Concrete in both readings; the main ones also on CIFAR-100.
-    "estimators": ("small", 3, [
-        *({"dataset": "mnist", **READINGS[reading]} for reading in READINGS),
-        *({"dataset": "mnist", "estimator": e, "annealing": "none"} for e in ESTIMATORS if e != "concrete"),
-        {"dataset": "cifar100", **READINGS["closed"], "seeds": 1},
-        *({"dataset": "cifar100", "estimator": e, "annealing": "none", "seeds": 1}
-          for e in ("marginal", "sum_and_sample", "leave_one_out_2", "reinmax", "rao_blackwell"))]),
-    # One choice at a time, reported or not, on 20,000 digits: about an hour of one core.
-    "small_study": ("small", 3, [{"dataset": "mnist", **choice} for choice in (
-        {"annealing": "none"}, {"kl_y_form": "categorical"},
-        {"annealing": "none", "kl_y_form": "categorical"}, {"binarisation": "static"},
-        {"binarisation": "dynamic"}, {"z_dim": 10}, {"estimator": "marginal", "annealing": "ramp"})]),
-    # A minute's work, to try a machine or a cluster out.
-    "trial": ("quick", 2, [{"dataset": "cifar100", "epochs": 1}, {"dataset": "mnist", "epochs": 1}]),
-}
-"""Name: scale, number of seeds, cells."""
+from cgmvae.tables import TABLES, choices_of, runs
 
 
 @dataclass(frozen=True)
@@ -119,7 +27,7 @@ class State:
 
     experiment: Experiment
     state: str
-    epoch: int = 0
+    step: int = 0
 
 
 def states(name: str, folders: list[Path]) -> list[State]:
@@ -131,8 +39,8 @@ def states(name: str, folders: list[Path]) -> list[State]:
         if any(p.record.exists() for p in paths):
             found.append(State(e, "done"))
         elif unfinished:
-            epoch = json.loads(checkpoints.header(unfinished, checkpoints.RUN)["progress"])["epoch"]
-            found.append(State(e, "unfinished", epoch))
+            step = json.loads(checkpoints.header(unfinished, checkpoints.RUN)["progress"])["step"]
+            found.append(State(e, "unfinished", step))
         else:
             found.append(State(e, "missing"))
     return found
@@ -153,11 +61,25 @@ def varied_fields(e: Experiment, name: str) -> dict:
     return {"dataset": e.dataset, "estimator": e.estimator, "K": e.K} | {k: getattr(e, k) for k in keys}
 
 
+BAR = "{desc}: {percentage:3.0f}% of the work{postfix} runs |{bar}| {elapsed}, at most {remaining} left"
+
+
+def work(e: Experiment, steps: int) -> float:
+    """Operations of so many training steps, as `costs` counts them."""
+    return steps * e.batch_size * costs.count(e).of(e.estimator, e.K)
+
+
+def steps_left(s: State) -> int:
+    """Steps of a run from where it is to its last epoch."""
+    return s.experiment.epochs * s.experiment.steps_per_epoch - s.step
+
+
 def sweep(name: str, *, out: Path, minutes: float, device: str = "auto", precision: str = "auto",
           at_once: int | None = None) -> int:
     """Run what is missing of a table until it is done or the time is up.
 
-    Runs that are cut off leave a checkpoint in `out`; the same call goes on with them first. A run
+    A bar shows the share of the work that is done, by the count of operations, and the time left if no run
+    stops early. Runs that are cut off leave a checkpoint in `out`; the same call goes on with them first. A run
     counts as done if its record is in `out` or in the book's results.
 
     Args:
@@ -178,17 +100,21 @@ def sweep(name: str, *, out: Path, minutes: float, device: str = "auto", precisi
     queue = iter(sorted(todo, key=lambda s: s.state != "unfinished"))
     active: list[Active] = []
     finished = 0
-    with tqdm(total=len(todo), desc=name, unit="run") as bar:
+    whole = sum(work(s.experiment, steps_left(s)) for s in todo)
+    with tqdm(total=whole, desc=name, bar_format=BAR, postfix=f"0 of {len(todo)}") as bar:
         while time.monotonic() < deadline:
             while len(active) < at_once and (state := next(queue, None)):
                 active.append(Active(state.experiment, out, place, precision, at_once))
             if not active:
                 return finished
             for run in list(active):
-                if run.advance():
+                before, ended = run.trainer.progress["step"], run.advance()
+                after = run.trainer.last if ended else run.trainer.progress["step"]
+                bar.update(work(run.experiment, after - before))
+                if ended:
                     active.remove(run)
                     finished += 1
-                    bar.update()
+                    bar.set_postfix_str(f"{finished} of {len(todo)}")
                     bar.write(f"{run.experiment.id} done")
     for run in active:
         run.stop()

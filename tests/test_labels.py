@@ -13,7 +13,7 @@ from cgmvae.experiment import Experiment, ExperimentError
 from cgmvae.model import GMVAE
 from cgmvae.objectives import LABEL_WEIGHT, labelled
 from cgmvae.run import fit
-from cgmvae.sweep import preset
+from cgmvae.experiment import preset
 
 
 def seeded(seed: int = 0) -> torch.Generator:

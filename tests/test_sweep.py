@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
+from tqdm import tqdm
 
-from cgmvae import checkpoints, records, sweep
+from cgmvae import checkpoints, records, sweep, tables
 from cgmvae.__main__ import main
 from cgmvae.experiment import ExperimentError
 from cgmvae.run import run
@@ -18,15 +20,15 @@ CELL = {"dataset": "mnist-sample", "train_limit": 60, "batch_size": 10, "epochs"
 TINY = ("quick", 2, [{**CELL, "estimator": e} for e in ("concrete", "marginal")])
 SCRIPT = f"""
 import sys, pathlib
-from cgmvae import sweep
-sweep.TABLES["tiny"] = {TINY!r}
+from cgmvae import sweep, tables
+tables.TABLES["tiny"] = {TINY!r}
 print(sweep.sweep("tiny", out=pathlib.Path(sys.argv[1]), minutes=float(sys.argv[2]), at_once=2))
 """
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    monkeypatch.setitem(sweep.TABLES, "tiny", TINY)
+    monkeypatch.setitem(tables.TABLES, "tiny", TINY)
     monkeypatch.setenv("CGMVAE_RESULTS", str(tmp_path / "book"))
     return tmp_path / "out"
 
@@ -41,7 +43,7 @@ def results(folder) -> dict:
 
 
 def test_table1_is_44_runs_seed_by_seed_across_its_cells():
-    runs = sweep.runs("table1")
+    runs = tables.runs("table1")
     assert len({e.id for e in runs}) == len(runs) == 44
     assert {e.seed for e in runs} == set(range(11))
     assert [e.seed for e in runs[:5]] == [0, 0, 0, 0, 1]
@@ -49,15 +51,15 @@ def test_table1_is_44_runs_seed_by_seed_across_its_cells():
     assert all(e.preset == "paper" for e in runs)
 
 
-@pytest.mark.parametrize("name", list(sweep.TABLES))
+@pytest.mark.parametrize("name", list(tables.TABLES))
 def test_no_table_holds_a_run_twice(name):
-    ids = [e.id for e in sweep.runs(name)]
+    ids = [e.id for e in tables.runs(name)]
     assert len(set(ids)) == len(ids)
 
 
 def test_an_unknown_table_is_refused_by_name(capsys):
     with pytest.raises(ExperimentError, match="table must be one of 'table1'.*'tabel1'"):
-        sweep.runs("tabel1")
+        tables.runs("tabel1")
     assert main(["sweep", "tabel1"]) == 2
     assert "did you mean 'table1'" in capsys.readouterr().err
 
@@ -65,7 +67,7 @@ def test_an_unknown_table_is_refused_by_name(capsys):
 def test_runs_taken_in_turn_end_as_they_do_one_by_one(tiny):
     assert sweep.sweep("tiny", out=tiny, minutes=5, at_once=3) == 4
     alone = tiny.parent / "alone"
-    for e in sweep.runs("tiny"):
+    for e in tables.runs("tiny"):
         run(e, results=alone)
     assert results(tiny) == results(alone)
     shared = {r["environment"]["runs_at_once"] for r in records.read_all(tiny)}
@@ -78,17 +80,17 @@ def test_no_time_left_leaves_checkpoints_that_the_next_call_goes_on_from(tiny, m
     monkeypatch.setattr(sweep.time, "monotonic", lambda: next(clock))
     assert sweep.sweep("tiny", out=tiny, minutes=8.5 / 60, at_once=2) == 0  # eight rounds
     monkeypatch.undo()
-    monkeypatch.setitem(sweep.TABLES, "tiny", TINY)
+    monkeypatch.setitem(tables.TABLES, "tiny", TINY)
     states = [s.state for s in sweep.states("tiny", [tiny])]
     assert states == ["unfinished", "unfinished", "missing", "missing"]
-    first = records.Paths(tiny, sweep.runs("tiny")[0]).checkpoint
+    first = records.Paths(tiny, tables.runs("tiny")[0]).checkpoint
     progress = json.loads(checkpoints.header(first, checkpoints.RUN)["progress"])
     assert 0 < progress["step"] < 20
     assert sweep.sweep("tiny", out=tiny, minutes=5) == 4
 
 
 def test_a_record_in_the_books_results_counts_as_done(tiny):
-    first = sweep.runs("tiny")[0]
+    first = tables.runs("tiny")[0]
     run(first, results=records.results_folder())
     assert [s.state for s in sweep.states("tiny", [records.results_folder(), tiny])].count("done") == 1
     assert sweep.sweep("tiny", out=tiny, minutes=5) == 3
@@ -117,31 +119,31 @@ def test_a_sweep_that_is_killed_and_called_again_ends_as_one_that_was_not(tiny):
 
 
 def test_publish_writes_the_median_seed_in_half_precision_where_that_leaves_the_value(tiny, monkeypatch):
-    monkeypatch.setitem(sweep.TABLES, "tiny", ("quick", 3, TINY[2][:1]))
+    monkeypatch.setitem(tables.TABLES, "tiny", ("quick", 3, TINY[2][:1]))
     sweep.sweep("tiny", out=tiny, minutes=5)
     written = sweep.publish("tiny", tiny)
     values = {r["id"]: r["metrics"]["test_log_px"] for r in records.read_all(tiny)}
     median = sorted(values, key=values.get)[1]
     assert [p.stem for p in written] == [median]
-    single = records.Paths(tiny, sweep.runs("tiny")[0]).weights
+    single = records.Paths(tiny, tables.runs("tiny")[0]).weights
     assert written[0].stat().st_size < 0.6 * single.stat().st_size
     path, = sweep.publish("tiny", tiny, tolerance=0.0)  # any move is too much
     assert path.stat().st_size == single.stat().st_size
 
 
 def test_status_counts_what_is_there(tiny, capsys, monkeypatch):
-    run(sweep.runs("tiny")[0], results=tiny)
+    run(tables.runs("tiny")[0], results=tiny)
     assert main(["sweep", "tiny", "--status", "--out", str(tiny)]) == 0
     name, head, *lines = capsys.readouterr().out.split("\n")[1:-1]
     assert name == "tiny" and head.split()[-3:] == ["done", "unfinished", "missing"]
     assert [line.split()[-3:] for line in lines] == [["1", "0", "1"], ["0", "0", "2"]]
 
 
-@pytest.mark.parametrize("name", sweep.TABLES)
+@pytest.mark.parametrize("name", tables.TABLES)
 def test_status_leaves_no_run_of_a_table_out(name, tmp_path):
     """Also where a field that tells cells apart is None in some of them."""
     counts = sweep.status(name, [tmp_path])[["done", "unfinished", "missing"]]
-    assert counts.to_numpy().sum() == len(sweep.runs(name))
+    assert counts.to_numpy().sum() == len(tables.runs(name))
 
 
 def test_tables_are_swept_in_turn_and_share_the_minutes(tiny, capsys, monkeypatch):
@@ -151,3 +153,17 @@ def test_tables_are_swept_in_turn_and_share_the_minutes(tiny, capsys, monkeypatc
     assert [name for name, _ in asked] == ["small", "tiny"] and asked[0][1] > asked[1][1] > 4.9
     assert "4 runs finished" in capsys.readouterr().out
     assert main(["sweep", "small", "tinny", "--out", str(tiny)]) == 2 and len(asked) == 2
+
+
+def test_the_bar_counts_the_work_that_is_left(tiny, capsys, monkeypatch):
+    """From nothing to everything, also for runs that go on from a checkpoint."""
+    sweep.sweep("tiny", out=tiny, minutes=0.02, at_once=2)
+    states = sweep.states("tiny", [tiny])
+    left = sum(sweep.work(s.experiment, sweep.steps_left(s)) for s in states if s.state != "done")
+    assert 0 < left <= sum(sweep.work(e, 4 * e.steps_per_epoch) for e in tables.runs("tiny"))
+    monkeypatch.setattr(sweep, "tqdm", partial(tqdm, disable=False))
+    sweep.sweep("tiny", out=tiny, minutes=5)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "100% of the work" in last and "left" in last
+    marginal, concrete = (next(e for e in tables.runs("tiny") if e.estimator == n) for n in ("marginal", "concrete"))
+    assert sweep.work(marginal, 1) > sweep.work(concrete, 1)

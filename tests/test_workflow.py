@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cgmvae import records, sweep
+from cgmvae import records, tables
 
 BOOK = Path(__file__).resolve().parent.parent
 OWN = BOOK / ".venv-workflow" / "bin" / "python"  # what `make workflow` sets up
@@ -31,7 +31,7 @@ def snakemake(folder: Path, *arguments: str, **config) -> subprocess.CompletedPr
 
 
 def test_table1_is_a_job_for_each_of_its_44_runs_that_is_not_finished(tmp_path):
-    first, *missing = sweep.runs("table1")
+    first, *missing = tables.runs("table1")
     done = records.Paths(tmp_path / "results", first).record
     done.parent.mkdir(parents=True)
     done.write_text("{}")
@@ -49,7 +49,7 @@ def test_a_table_that_is_none_is_refused_in_one_sentence(tmp_path):
 
 def test_a_failed_run_keeps_its_notebook_and_leaves_no_record(tmp_path):
     out = snakemake(tmp_path, table="trial", limit=1, device="mps")
-    e = sweep.runs("trial")[0]
+    e = tables.runs("trial")[0]
     assert out.returncode != 0
     assert not records.Paths(tmp_path / "results", e).record.exists()
     notebook = json.loads((tmp_path / "results/logs" / f"{e.id}.ipynb").read_text())
@@ -68,6 +68,6 @@ def test_jobs_go_through_a_submit_command(tmp_path):
                     str(submit), "--jobs", "1", table="trial", limit=1)
     assert out.returncode == 0, out.stdout + out.stderr
     assert (tmp_path / "submitted").read_text() == "submitted\n"
-    e = sweep.runs("trial")[0]
+    e = tables.runs("trial")[0]
     assert records.read(records.Paths(tmp_path / "results", e).record)["id"] == e.id
     assert (tmp_path / "results/logs" / f"{e.id}.ipynb").exists()

@@ -3,7 +3,8 @@
     python tools/student.py [FOLDER]
 
 writes one notebook a chapter into FOLDER, which is build/student unless given. `exercises.toml`
-beside this file has the stubs and the checks. A notebook in FOLDER that is no untouched copy is
+beside this file has the stubs and the checks. Numbers of finished runs are read from the records and
+stand in the text; those of the student's own run are printed by a cell above it. A notebook in FOLDER that is no untouched copy is
 left alone, and named: somebody's answers may be in it.
 """
 
@@ -15,39 +16,28 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from as_text import GLUED, References
+from nbformat.v4 import new_code_cell, new_markdown_cell
+from as_text import GLUED, MARK, References
+from from_records import values
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9]*.ipynb"))
 EXERCISES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text())
 
-# A directive of sphinx-exercise. A solution is one directive, or lies between a start and an end.
-MARK = re.compile(r"^:::\{(exercise|solution|solution-start|solution-end)\} ?(\S*)\n(.*?)^:::$",
-                  re.M | re.S)
 REFERENCES = References(CHAPTERS, ROOT / "references.bib")
 
 
-def told(text: str) -> list[NotebookNode]:
-    """The cells of a piece of text: its numbers, where this run makes them, and the text itself."""
-    tokens = [token for token, _ in GLUED.findall(text)]
+def told(text: str, known: dict[str, Any]) -> list[NotebookNode]:
+    """The cells of a piece of text: its numbers that this run makes, if any, and the text itself."""
+    tokens = [token for token, name, *_ in GLUED.findall(text) if name not in known]
     source = f"notebook.numbers({', '.join(map(repr, tokens))})"
     folded = {"tags": ["numbers"], "jupyter": {"source_hidden": True}}
     numbers = [new_code_cell(source, metadata=folded)] if tokens else []
-    return [*numbers, new_markdown_cell(REFERENCES.plain(text))]
-
-
-def shown(cell: NotebookNode) -> list[NotebookNode]:
-    """The cells of a cell of code: the code, and the caption of its figure."""
-    figure = cell.metadata.get("mystnb", {}).get("figure")
-    code = new_code_cell(cell.source, metadata=cell.metadata)
-    if not figure:
-        return [code]
-    caption = REFERENCES.plain(figure["caption"].strip())
-    return [code, new_markdown_cell(f"**{REFERENCES.shown[figure['name']]}.** {caption}")]
+    return [*numbers, new_markdown_cell(REFERENCES.plain(text, known))]
 
 
 def solutions(notebook: NotebookNode) -> dict[str, list[str]]:
@@ -87,8 +77,8 @@ def answer(label: str) -> list[NotebookNode]:
     return cells
 
 
-def student_copy(notebook: NotebookNode, number: int) -> NotebookNode:
-    """Chapter `number` as a student gets it."""
+def student_copy(notebook: NotebookNode, number: int, known: dict[str, Any]) -> NotebookNode:
+    """Chapter `number` as a student gets it. `known`: what records say, by the name that it is glued to."""
     cells = [new_markdown_cell(
         f"*Chapter {number}, the student's copy. Run it from the top; the exercises are at the "
         "end. The check below an exercise fails until your answer is there. A name like ⟨this⟩ in the "
@@ -96,32 +86,32 @@ def student_copy(notebook: NotebookNode, number: int) -> NotebookNode:
     inside, exercises = False, 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cells += [] if inside else shown(cell)
+            cells += [] if inside else REFERENCES.code(cell, known)
             continue
         read = 0
         for mark in MARK.finditer(cell.source):
             if not inside:
-                cells += told(cell.source[read:mark.start()])
+                cells += told(cell.source[read:mark.start()], known)
             kind, label, body = mark.groups()
             if kind == "exercise":
                 exercises += 1
                 body = body.split("\n", 1)[1]  # without the line of its label
-                cells.append(new_markdown_cell(
-                    f"### Exercise {number}.{exercises}\n\n{REFERENCES.plain(body)}"))
+                cells += told(f"### Exercise {number}.{exercises}\n\n{body}", known)
             elif kind != "solution-end":
                 cells += answer(label)
             inside = inside if kind in ("exercise", "solution") else kind == "solution-start"
             read = mark.end()
         if not inside:
-            cells += told(cell.source[read:])
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    cells.append(new_markdown_cell("\n".join(["## References", "", *REFERENCES.cited(text)])))
-    cells = [cell for cell in cells if cell.source]
-    for i, cell in enumerate(cells):  # the same chapter always makes the same copy
-        cell.id = f"student-{i:03}"
-    copy = new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec})
+            cells += told(cell.source[read:], known)
+    copy = REFERENCES.finished(cells, notebook, "student")
     copy.metadata["student_copy"] = digest(copy)
     return copy
+
+
+def copy_of(path: Path) -> NotebookNode:
+    """The student's copy of the chapter at `path`, with what the records in results/ say today."""
+    notebook = nbformat.read(path, as_version=4)
+    return student_copy(notebook, int(path.name[:2]), values(notebook, path.parent))
 
 
 def digest(notebook: NotebookNode) -> str:
@@ -148,7 +138,7 @@ def main(folder: Path) -> int:
             print(f"{target} is left as it is: it holds answers, or is no copy of ours.")
             kept += 1
             continue
-        copy = student_copy(nbformat.read(path, as_version=4), int(path.name[:2]))
+        copy = copy_of(path)
         nbformat.write(copy, target)
         checks = sum("check" in cell.metadata.get("tags", []) for cell in copy.cells)
         exercises = sum(cell.source.startswith("### Exercise") for cell in copy.cells)

@@ -1,8 +1,8 @@
 """MyST as any Jupyter shows it: what the book's build fills in stands in the text.
 
 `References(paths)` reads all chapters once, for what a reference to one of them shows: the number of
-an equation, a figure or an exercise, the authors and the year of a citation. With it `whole` makes the
-chapter that a reader of the book downloads, and tools/student.py the copy of a student.
+an equation, a figure or an exercise, the authors and the year of a citation. With it `whole` makes a
+chapter to be read and run, and tools/student.py a student's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pybtex.richtext import Text
 
 ADMONITION = re.compile(r"^:::\{admonition\} ([^\n]*)\n:class: \w+\n(.*?)^:::$", re.M | re.S)
 MATH_FENCE = re.compile(r"^```\{math\}\n:label: ([\w-]+)\n(.*?)^```$", re.M | re.S)
-LABELLED = re.compile(r"^\$\$ \(([\w-]+)\)$", re.M)
+DISPLAYED = re.compile(r"\$\$(.*?)\$\$(?: \(([\w-]+)\))?", re.S)
 TARGET = re.compile(r"^\([\w-]+\)=\n", re.M)
 EQUATION = re.compile(r"^\$\$ \(([\w-]+)\)$|^```\{math\}\n:label: ([\w-]+)$", re.M)
 EXERCISE = re.compile(r"^:::\{exercise\}\n:label: ([\w-]+)$", re.M)
@@ -90,6 +90,8 @@ class References:
             return f"[{words}]({target}.ipynb)" if target in self.pages else words
         if role in ("ref", "numref"):
             number = self.shown.get(target or words)
+            if number and target and "exercise" in words.lower():  # "an exercise of chapter 1 (1.3)"
+                number = number.removeprefix("exercise ")
             return words if number is None else f"{words} ({number})" if target else number
         return f"`{words}`" if ":" in role else words
 
@@ -104,6 +106,11 @@ class References:
             name, short, form = found[2], found[3], found[4]
             return format(known[name], form or "") if name in known else f"⟨{short}⟩"
 
+        def formula(found: re.Match) -> str:
+            # In equation* neither MathJax nor JupyterLab's extension for MyST puts a number of its own.
+            tag = rf"\tag{{{self.shown[found[2]]}}}" if found[2] else ""
+            return rf"$$\begin{{equation*}}{found[1]}{tag}\end{{equation*}}$$"
+
         def quotation(found: re.Match) -> str:
             # Jupyter takes formulas out before it reads the rest: a mark of quotation inside one stays.
             body = MATH.sub(lambda formula: " ".join(formula[0].split()), found[2].strip())
@@ -111,18 +118,28 @@ class References:
             return f"> **{found[1]}**\n>\n> {body}"
 
         text = MATH_FENCE.sub(lambda found: f"$$\n{found[2]}$$ ({found[1]})", text)
-        text = LABELLED.sub(lambda found: rf"\tag{{{self.shown[found[1]]}}}" + "\n$$", text)
+        text = DISPLAYED.sub(formula, text)
         text = GLUED.sub(number, TARGET.sub("", text))
         return ADMONITION.sub(quotation, ROLE.sub(self.role, text)).strip()
 
     def code(self, cell: NotebookNode, known: dict[str, Any]) -> list[NotebookNode]:
-        """The cells of a cell of code: the code, and the caption of its figure."""
+        """The cells of a cell of code: the code, folded where the book folds it, and the caption of its figure."""
         figure = cell.metadata.get("mystnb", {}).get("figure")
-        own = new_code_cell(cell.source, metadata=cell.metadata)
+        folded = {"hide-input", "remove-cell"} & set(cell.metadata.get("tags", []))
+        more = {"jupyter": {"source_hidden": True}} if folded else {}
+        own = new_code_cell(cell.source, metadata={**cell.metadata, **more})
         if not figure:
             return [own]
         caption = self.plain(figure["caption"].strip(), known)
         return [own, new_markdown_cell(f"**{self.shown[figure['name']]}.** {caption}")]
+
+    def text(self, text: str, known: dict[str, Any]) -> list[NotebookNode]:
+        """The cells of a piece of text: one for its numbers that are not `known`, if any, and the text."""
+        tokens = [token for token, name, *_ in GLUED.findall(text) if name not in known]
+        source = f"notebook.numbers({', '.join(map(repr, tokens))})"
+        folded = {"tags": ["numbers"], "jupyter": {"source_hidden": True}}
+        numbers = [new_code_cell(source, metadata=folded)] if tokens else []
+        return [*numbers, new_markdown_cell(self.plain(text, known))]
 
     def finished(self, cells: list[NotebookNode], of: NotebookNode, name: str) -> NotebookNode:
         """A notebook of these cells, and of the works that the chapter cites."""
@@ -135,10 +152,11 @@ class References:
 
 
 def whole(notebook: NotebookNode, number: int, references: References, known: dict[str, Any]) -> NotebookNode:
-    """Chapter `number` for download. `known`: the values that the book's run of it glued, by name."""
-    cells = [new_markdown_cell(
-        f"*Chapter {number} of the book Concrete GMVAE, to be run. The numbers in the text are those of the run that "
-        "made the book's page, or of finished runs. What your own run finds stands below its cells.*")]
+    """Chapter `number` with its solutions. `known`: values of names that its text quotes."""
+    own = {token for cell in notebook.cells for _, token, *_ in GLUED.findall(cell.source)} - set(known)
+    note = ("A name like ⟨this⟩ in the text is a number of your own run: the cell above the text prints it." if own
+            else "The numbers in the text are those of the book's page. Your own run may find others.")
+    cells = [new_markdown_cell(f"*Chapter {number} of the book Concrete GMVAE, to be read and run. {note}*")]
 
     def heading(found: re.Match) -> str:
         kind, label, body = found.groups()
@@ -149,8 +167,6 @@ def whole(notebook: NotebookNode, number: int, references: References, known: di
         return f"{start}\n\n{OPTION.sub('', body)}"
 
     for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cells += references.code(cell, known)
-        else:
-            cells.append(new_markdown_cell(references.plain(MARK.sub(heading, cell.source), known)))
+        cells += (references.code(cell, known) if cell.cell_type == "code"
+                  else references.text(MARK.sub(heading, cell.source), known))
     return references.finished(cells, notebook, "chapter")

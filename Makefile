@@ -62,8 +62,9 @@ pdf: book .venv/browser  ## print the built book as a PDF with headless Chromium
 links: book  ## ask for every address outside that the book names, and report those that are gone
 	$(BIN)/jupyter-book build . --builder linkcheck
 
-lab: .venv/lab  ## open chapter 1 in JupyterLab, with the formulas, boxes and references of the book
-	$(BIN)/jupyter lab chapters/01_generative_model.ipynb
+lab: .venv/lab  ## open chapter 1 in JupyterLab, to be read and run: copies in build/chapters
+	$(BIN)/python tools/readable.py
+	$(BIN)/jupyter lab build/chapters/01_generative_model.ipynb
 
 # For a class. The student copies go to build/, which no other target clears.
 slides: fresh  ## the 90-minute lecture as slides that need no network: _build/slides

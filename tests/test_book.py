@@ -20,6 +20,7 @@ import yaml
 from bs4 import BeautifulSoup
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from reading import raw
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -128,7 +129,9 @@ def test_page_describes_itself(book, name):
 def test_chapter_can_be_downloaded_and_launched(book, name):
     links = [link["href"] for link in page(book, name).find("header").parent.find_all("a", href=True)]
     assert any(link.endswith(f"_sources/{name}.ipynb") for link in links)
-    assert (book / "_sources" / f"{name}.ipynb").is_file()
+    download = nbformat.read(book / "_sources" / f"{name}.ipynb", as_version=4)
+    assert raw(download, set(), {f"{Path(chapter).name}.ipynb" for chapter in CHAPTERS}) == []
+    assert "⟨" not in "".join(cell.source for cell in download.cells if cell.cell_type == "markdown")
     for service in ("mybinder.org", "colab.research.google.com"):
         launched = any(service in link and link.endswith(f"{name}.ipynb") for link in links)
         assert launched == bool(address.repository()), service
@@ -196,15 +199,36 @@ def test_reference_misreads_no_docstring(book):
     assert [field.find_next("dd").get_text() for field in types] == []
 
 
-def test_a_broken_cell_fails_the_build(tmp_path):
-    source = tmp_path / "source"
+def small_book(source: Path, name: str, *cells: nbformat.NotebookNode) -> None:
+    """A book of one notebook, built as ours is."""
     for folder in ("_static", "_ext", "_templates", "_vendored", "tools"):
         shutil.copytree(ROOT / folder, source / folder)
-    for name in ("_config.yml", "references.bib"):
-        shutil.copy(ROOT / name, source)
-    (source / "_toc.yml").write_text("format: jb-book\nroot: broken\n")
-    cells = [nbformat.v4.new_markdown_cell("# Broken"), nbformat.v4.new_code_cell("1 / 0")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), source / "broken.ipynb")
+    for file in ("_config.yml", "references.bib"):
+        shutil.copy(ROOT / file, source)
+    (source / "_toc.yml").write_text(f"format: jb-book\nroot: {name}\n")
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, source / f"{name}.ipynb")
+
+
+def test_a_download_has_the_numbers_of_the_build(tmp_path):
+    texts = ["# Small\n\n$$\na = b\n$$ (eq-own)\n\nBy {eq}`eq-own` it is {glue:text}`ch03_x:.2f`, {glue:text}`ch03_word`.",
+             ":::{exercise}\n:label: ex-a\nWhy?\n:::\n\n:::{solution} ex-a\n:class: dropdown\nSo.\n:::"]
+    code = "from cgmvae.notebook import glue\nglue('ch03_x', 2 / 3)\nglue('ch03_word', 'so')"
+    new_text = nbformat.v4.new_markdown_cell
+    small_book(tmp_path / "source", "03_small", new_text(texts[0]), nbformat.v4.new_code_cell(code), new_text(texts[1]))
+    done = build(tmp_path / "source", tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+    cells = nbformat.read(tmp_path / "_build" / "html" / "_sources" / "03_small.ipynb", as_version=4).cells
+    assert cells[0].source.startswith("*Chapter 3 ")
+    assert "By (3.1) it is 0.67, so." in cells[1].source and r"\tag{3.1}" in cells[1].source
+    assert (cells[2].source, cells[2].outputs) == (code, [])
+    assert cells[3].source == "### Exercise 3.1\n\nWhy?\n\n\n#### Solution of exercise 3.1\n\nSo."
+
+
+def test_a_broken_cell_fails_the_build(tmp_path):
+    source = tmp_path / "source"
+    small_book(source, "broken", nbformat.v4.new_markdown_cell("# Broken"), nbformat.v4.new_code_cell("1 / 0"))
     done = build(source, tmp_path)
     assert done.returncode != 0
     assert "ZeroDivisionError" in done.stdout

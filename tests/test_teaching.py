@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import math
 import re
 import sys
 import tomllib
@@ -13,21 +14,23 @@ import torch
 from bs4 import BeautifulSoup
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
-from markdown_it import MarkdownIt
+from reading import raw
 
-from cgmvae import notebook as notebook_helper
+from cgmvae import notebook as notebook_helper, records
 from cgmvae.experiment import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
+import as_text  # noqa: E402
+import from_records  # noqa: E402
 import projected  # noqa: E402
 import slides  # noqa: E402
 import student  # noqa: E402
 import times  # noqa: E402
+from from_records import defined, needed  # noqa: E402
 
 CHAPTERS = {path.stem: path for path in student.CHAPTERS}
-COPIES = {name: student.student_copy(nbformat.read(path, as_version=4), int(name[:2]))
-          for name, path in CHAPTERS.items()}
+COPIES = {name: student.copy_of(path) for name, path in CHAPTERS.items()}
 # So that what each chapter has before its exercises is there within seconds.
 SHRUNK = {"02_relaxation": "images, draws = 4, 64", "04_cifar": "estimator = 'concrete'",
           "05_scaling": "K_max = 10", "06_clusters": "epochs = 1", "08_worth_having": "epochs = 1"}
@@ -47,43 +50,10 @@ def chapters_own(copy) -> list[str]:
             if not {"stub", "check", "numbers", "remove-cell"} & set(cell.metadata.get("tags", []))]
 
 
-def names(source: str, kind: type) -> set[str]:
-    return {node.id for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Name) and isinstance(node.ctx, kind)}
-
-
-def defined(source: str) -> set[str]:
-    """What a cell defines or changes at its top level."""
-    found, body = set(), ast.parse(source).body
-    inner = {id(name) for node in body for part in ast.walk(node) if isinstance(part, ast.comprehension)
-             for name in ast.walk(part.target)}
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        else:
-            found |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)
-                      and isinstance(part.ctx, ast.Store) and id(part) not in inner}
-            found |= {part.value.id for part in ast.walk(node) if isinstance(part, ast.Subscript)
-                      and isinstance(part.ctx, ast.Store) and isinstance(part.value, ast.Name)}
-    return found
-
-
-def needed(source: str) -> set[str]:
-    """What a cell takes from those before it: what it reads and does not set itself."""
-    arguments = {node.arg for node in ast.walk(ast.parse(source)) if isinstance(node, ast.arg)}
-    return names(source, ast.Load) - names(source, ast.Store) - arguments
-
-
 def before_the_exercises(copy, wanted: set[str]) -> list[str]:
     """Those cells of a chapter that define what is wanted, and what these want in turn."""
-    (parameters, *rest), kept = chapters_own(copy), []
-    for source in reversed(rest):
-        if defined(source) & wanted:
-            wanted = (wanted - defined(source)) | needed(source)
-            kept.insert(0, source)
-    return [parameters, *kept]
+    parameters, *rest = chapters_own(copy)
+    return [parameters, *from_records.before(rest, wanted)]
 
 
 def run(source: str, scope: dict) -> None:
@@ -106,6 +76,16 @@ def refused(label: str, scope: dict) -> bool:
         assert str(error), f"{label}: the check fails and does not say why"
         return True
     return False
+
+
+def parts_of(stub: str) -> list[str]:
+    """A stub with all but one of its open statements left out, for each: what a student may forget."""
+    def is_open(node):
+        return any(isinstance(part, ast.Raise) or isinstance(part, ast.Constant) and part.value is ...
+                   for part in ast.walk(node))
+    body = ast.parse(stub).body
+    return ["\n".join(ast.unparse(node) for node in body if node is one or not is_open(node))
+            for one in filter(is_open, body)]
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -132,6 +112,10 @@ def test_checks_tell_right_from_wrong(name, monkeypatch):
         for source in solutions[label]:
             run(source, as_teacher)
         run(student.check(label), dict(as_teacher))
+        for left_open in parts_of(student.stub(label)):
+            other = dict(as_teacher)
+            run(left_open, other)
+            assert refused(label, other), f"{label}: the check passes with {left_open}"
         for right in ANSWERED[label].get("right", []):
             other = dict(as_teacher)
             run(right, other)
@@ -154,7 +138,7 @@ def test_a_copy_has_every_exercise_and_no_solution(name):
     text = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
     copy = COPIES[name]
     nbformat.validate(copy)
-    marks = student.MARK.findall(text)
+    marks = as_text.MARK.findall(text)
     exercises = [body for kind, _, body in marks if kind == "exercise"]
     headings = [c for c in copy.cells if c.source.startswith("### Exercise")]
     assert len(headings) == len(exercises) == text.count(":::{exercise}") >= 3
@@ -171,33 +155,67 @@ def test_a_copy_has_every_exercise_and_no_solution(name):
     assert {cell.source for cell in code_cells(chapter)} - solved <= own
 
 
-def prose(source: str) -> str:
-    """What Jupyter shows of a text cell: formulas and code as they are typed, without the marks of the rest."""
-    formulas = []
-
-    def out(found):
-        formulas.append(found[0])
-        return f"formula{len(formulas)}."
-    # As JupyterLab does: formulas are taken out before the rest is read as Markdown.
-    rest = re.sub(r"\$\$.*?\$\$|(?<!\$)\$[^$]+\$", out, source, flags=re.S)
-    assert not [f for f in formulas if re.search(r"^> |\n> |\n\n", f)], "a mark inside a formula"
-    page = BeautifulSoup(MarkdownIt("js-default").render(rest), "html.parser")
-    for link in page.find_all("a"):
-        address = link.get("href")
-        assert address.startswith("https://") or address in {f"{name}.ipynb" for name in CHAPTERS}, address
-    return page.get_text()
+LABELS = set(student.REFERENCES.shown) | set(student.REFERENCES.entries)
+PAGES = {f"{name}.ipynb" for name in CHAPTERS}
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_copy_reads_as_a_text(name):
     """No token, fence, label or reference that only the book's build understands."""
-    labels = set(student.REFERENCES.shown) | set(student.REFERENCES.entries)
-    for cell in COPIES[name].cells:
-        if cell.cell_type != "markdown":
-            continue
-        text = prose(cell.source)
-        assert not re.search(r":::|```|^:\w+:|\{[\w:]+\}|\bch\d\d_|^\([\w-]+\)=|\$\$", text, re.M), text
-        assert not labels & set(re.findall(r"[a-z]+[-\w]+\d{4}|(?:ex|eq|fig)-[\w-]+", text)), text
+    assert raw(COPIES[name], LABELS, PAGES) == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_for_download_reads_as_a_text(name):
+    chapter = nbformat.read(CHAPTERS[name], as_version=4)
+    tokens = {token for _, token, *_ in as_text.GLUED.findall("\n".join(c.source for c in chapter.cells))}
+    download = as_text.whole(chapter, int(name[:2]), student.REFERENCES, dict.fromkeys(tokens, 0.125))
+    nbformat.validate(download)
+    assert raw(download, LABELS, PAGES) == []
+    text = "\n".join(cell.source for cell in download.cells if cell.cell_type == "markdown")
+    assert "⟨" not in text
+    assert [c.source for c in code_cells(download)] == [c.source for c in code_cells(chapter)]
+    kinds = [kind for c in chapter.cells for kind, *_ in as_text.MARK.findall(c.source)]
+    assert text.count("### Exercise ") == kinds.count("exercise") >= 3
+    assert text.count("#### Solution of exercise ") == len(kinds) - kinds.count("exercise") - kinds.count("solution-end")
+
+
+@pytest.mark.parametrize("text", ["{glue:text}`ch01_a:.1f`", "see {ref}`fig-a`", ":::{admonition} A\n:::",
+                                  "[a](nowhere.ipynb)", "(a-target)=\n# A", "by eq-cost"])
+def test_what_only_the_build_understands_is_found(text):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    assert raw(notebook, {"eq-cost"}, PAGES)
+
+
+def test_only_what_records_alone_say_is_read_from_them():
+    parameters, imports = "K = 3", "from cgmvae import records\nsettings = f(globals())"
+    found = "found = records.read_all(results)\nglue('a', len(found))"
+    others = ["def line(r): return r", "trained = settings.run(K)", found,
+              "glue('b', [line(r) for r in found])", "glue('c', len(found) > trained)", "glue('d', trained)",
+              "found = trained", "glue('e', len(found))", "glue('f', K)"]
+    assert from_records.recorded([parameters, imports, *others]) == [parameters, imports, *[
+        others[i] for i in (0, 2, 3)]]
+
+
+def test_what_records_say_stands_in_the_text():
+    """Counted here once more, from the same records; and no such value is left to the student's run."""
+    of_mnist = [r for r in records.read_all() if (r["experiment"]["dataset"], r["experiment"]["views"])
+                == ("mnist", "none")]
+    in_use = [r for r in of_mnist if records.information(r) >= math.log(r["experiment"]["K"]) / 20]
+    text = "\n".join(cell.source for cell in COPIES["01_generative_model"].cells)
+    assert f"book hold {len(in_use)} GMVAEs of MNIST" in text
+    best = max(r["metrics"]["test_acc"] for r in in_use)
+    assert f"with\n{100 * best:.0f}%" in text
+    assert "⟨gmvae_beaten⟩" in text, "it depends on the pixels' accuracy in the student's run"
+    for name, least in (("03_annealing", 15), ("04_cifar", 9), ("06_clusters", 5), ("07_reproduction", 10),
+                        ("08_worth_having", 12), ("10_one_pass", 2)):
+        chapter = nbformat.read(CHAPTERS[name], as_version=4)
+        known = from_records.values(chapter, ROOT / "chapters")
+        quoted = {token for c in chapter.cells for _, token, *_ in as_text.GLUED.findall(c.source)} & set(known)
+        assert len(quoted) >= least, name
+        asked = {re.sub(r":.*", "", token) for c in code_cells(COPIES[name], "numbers")
+                 for token in re.findall(r"'(\w+)", c.source)}
+        assert not asked & set(known), name
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

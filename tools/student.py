@@ -3,51 +3,31 @@
     python tools/student.py [FOLDER]
 
 writes one notebook a chapter into FOLDER, which is build/student unless given. `exercises.toml`
-beside this file has the stubs and the checks. A notebook in FOLDER that is no untouched copy is
-left alone, and named: somebody's answers may be in it.
+beside this file has the stubs and the checks. Numbers of finished runs are read from the records and
+stand in the text; those of the student's own run are printed by a cell above it. A notebook in FOLDER
+that is no untouched copy is left alone, and named: somebody's answers may be in it.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from as_text import GLUED, References
+from nbformat.v4 import new_code_cell, new_markdown_cell
+from as_text import MARK, References
+from copies import write
+from from_records import values
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9]*.ipynb"))
 EXERCISES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text())
 
-# A directive of sphinx-exercise. A solution is one directive, or lies between a start and an end.
-MARK = re.compile(r"^:::\{(exercise|solution|solution-start|solution-end)\} ?(\S*)\n(.*?)^:::$",
-                  re.M | re.S)
 REFERENCES = References(CHAPTERS, ROOT / "references.bib")
-
-
-def told(text: str) -> list[NotebookNode]:
-    """The cells of a piece of text: its numbers, where this run makes them, and the text itself."""
-    tokens = [token for token, _ in GLUED.findall(text)]
-    source = f"notebook.numbers({', '.join(map(repr, tokens))})"
-    folded = {"tags": ["numbers"], "jupyter": {"source_hidden": True}}
-    numbers = [new_code_cell(source, metadata=folded)] if tokens else []
-    return [*numbers, new_markdown_cell(REFERENCES.plain(text))]
-
-
-def shown(cell: NotebookNode) -> list[NotebookNode]:
-    """The cells of a cell of code: the code, and the caption of its figure."""
-    figure = cell.metadata.get("mystnb", {}).get("figure")
-    code = new_code_cell(cell.source, metadata=cell.metadata)
-    if not figure:
-        return [code]
-    caption = REFERENCES.plain(figure["caption"].strip())
-    return [code, new_markdown_cell(f"**{REFERENCES.shown[figure['name']]}.** {caption}")]
 
 
 def solutions(notebook: NotebookNode) -> dict[str, list[str]]:
@@ -87,8 +67,8 @@ def answer(label: str) -> list[NotebookNode]:
     return cells
 
 
-def student_copy(notebook: NotebookNode, number: int) -> NotebookNode:
-    """Chapter `number` as a student gets it."""
+def student_copy(notebook: NotebookNode, number: int, known: dict[str, Any]) -> NotebookNode:
+    """Chapter `number` as a student gets it. `known`: what records say, by the name that it is glued to."""
     cells = [new_markdown_cell(
         f"*Chapter {number}, the student's copy. Run it from the top; the exercises are at the "
         "end. The check below an exercise fails until your answer is there. A name like ⟨this⟩ in the "
@@ -96,65 +76,39 @@ def student_copy(notebook: NotebookNode, number: int) -> NotebookNode:
     inside, exercises = False, 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cells += [] if inside else shown(cell)
+            cells += [] if inside else REFERENCES.code(cell, known)
             continue
         read = 0
         for mark in MARK.finditer(cell.source):
             if not inside:
-                cells += told(cell.source[read:mark.start()])
+                cells += REFERENCES.text(cell.source[read:mark.start()], known)
             kind, label, body = mark.groups()
             if kind == "exercise":
                 exercises += 1
                 body = body.split("\n", 1)[1]  # without the line of its label
-                cells.append(new_markdown_cell(
-                    f"### Exercise {number}.{exercises}\n\n{REFERENCES.plain(body)}"))
+                cells += REFERENCES.text(f"### Exercise {number}.{exercises}\n\n{body}", known)
             elif kind != "solution-end":
                 cells += answer(label)
             inside = inside if kind in ("exercise", "solution") else kind == "solution-start"
             read = mark.end()
         if not inside:
-            cells += told(cell.source[read:])
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    cells.append(new_markdown_cell("\n".join(["## References", "", *REFERENCES.cited(text)])))
-    cells = [cell for cell in cells if cell.source]
-    for i, cell in enumerate(cells):  # the same chapter always makes the same copy
-        cell.id = f"student-{i:03}"
-    copy = new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec})
-    copy.metadata["student_copy"] = digest(copy)
-    return copy
+            cells += REFERENCES.text(cell.source[read:], known)
+    return REFERENCES.finished(cells, notebook, "student")
 
 
-def digest(notebook: NotebookNode) -> str:
-    """What tells an untouched copy from one that somebody has worked in."""
-    text = "\0".join(cell.source for cell in notebook.cells)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def untouched(path: Path) -> bool:
-    """Whether the notebook at `path` is a copy as it was made."""
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except Exception:  # whatever it is, it is not ours
-        return False
-    return notebook.metadata.get("student_copy") == digest(notebook)
+def copy_of(path: Path) -> NotebookNode:
+    """The student's copy of the chapter at `path`, with what the records in results/ say today."""
+    notebook = nbformat.read(path, as_version=4)
+    return student_copy(notebook, int(path.name[:2]), values(notebook, path.parent))
 
 
 def main(folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = 0
-    for path in CHAPTERS:
-        target = folder / path.name
-        if target.exists() and not untouched(target):
-            print(f"{target} is left as it is: it holds answers, or is no copy of ours.")
-            kept += 1
-            continue
-        copy = student_copy(nbformat.read(path, as_version=4), int(path.name[:2]))
-        nbformat.write(copy, target)
+    def make(path: Path) -> tuple[NotebookNode, str]:
+        copy = copy_of(path)
         checks = sum("check" in cell.metadata.get("tags", []) for cell in copy.cells)
         exercises = sum(cell.source.startswith("### Exercise") for cell in copy.cells)
-        print(f"{path.name:28} {exercises} exercises, {checks} of them with a check")
-    print(f"The copies are in {folder}.")
-    return 1 if kept else 0
+        return copy, f"{exercises} exercises, {checks} of them with a check"
+    return write(folder, CHAPTERS, make)
 
 
 if __name__ == "__main__":

@@ -60,10 +60,11 @@ def score_function(model: GMVAE, x: Tensor, experiment: Experiment,
 
 
 def leave_one_out(model: GMVAE, x: Tensor, experiment: Experiment,
-                  generator: Generator | None = None, h: Tensor | None = None, *, draws: int) -> Terms:
-    """REINFORCE over some draws of y, each with the mean over the others as its baseline (Kool et al., 2019).
+                  generator: Generator | None = None, h: Tensor | None = None, *,
+                  draws: int) -> Terms:
+    """REINFORCE over some draws of y, each with the mean over the others as baseline (Kool et al., 2019).
 
-    Unbiased, as the others were drawn independently; all with one noise of z. O(draws), which is 2 at least.
+    Unbiased, as the others were drawn independently; all with one noise of z. O(draws), 2 at least.
     """
     h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)
@@ -72,13 +73,14 @@ def leave_one_out(model: GMVAE, x: Tensor, experiment: Experiment,
     reward = log_px - experiment.beta * kl_z
     others = (reward.sum(0) - reward) / (draws - 1)
     log_q = log_q_y.gather(-1, y.T).T
-    return {"log_px": log_px.mean(0), "kl_z": kl_z.mean(0), "kl_y": categorical_kl(log_q_y, model.log_p_y()),
+    return {"log_px": log_px.mean(0), "kl_z": kl_z.mean(0),
+            "kl_y": categorical_kl(log_q_y, model.log_p_y()),
             "score": score(reward - others, log_q).mean(0)}
 
 
 def sum_and_sample(model: GMVAE, x: Tensor, experiment: Experiment,
                    generator: Generator | None = None, h: Tensor | None = None) -> Terms:
-    """The surest label t exactly, and one draw y from the rest (Liu et al., 2019). Two passes, unbiased.
+    """The surest label t exactly, one draw y from the rest (Liu et al., 2019). Two passes, unbiased.
 
     With r = 1 - q(t|x) the value is f_t + r (f_y - f_t). The draw's own gradient is that of
     ln q(y|x)/r, with f_t as its baseline: at the same noise of z it is no random number of its own.

@@ -131,12 +131,11 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
               else cluster_scores(labels, splits.test_groups.numpy()))
     if experiment.labelled:  # the labels have names
         scores["label_acc"] = float((labels == splits.test_groups.numpy()).mean())
-    named = {}
     if splits.validation_groups is not None:
         names = named_by_one(assign(model, splits.validation), splits.validation_groups)
         scores["named_acc"] = float((names[labels] == splits.test_groups.numpy()).mean())
-        named = {"clusters_named": int((names >= 0).sum())}
-    return {**means, "iw_samples": experiment.iw_samples, **named,
+        means["clusters_named"] = int((names >= 0).sum())
+    return {**means, "iw_samples": experiment.iw_samples,
             "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
             "test_clusters_used": int((shares >= IN_USE).sum()),
             "test_cluster_perplexity": perplexity(q_y),
@@ -228,16 +227,17 @@ def assign(model: GMVAE, pixels: Pixels) -> Tensor:
             for start in range(0, len(pixels), EVALUATION_BATCH)])
 
 
-def named_accuracy(told_q_y: Tensor, told_classes: Tensor, q_y: Tensor, classes: Tensor, soft: bool) -> float:
+def named_accuracy(told_q_y: Tensor, told_classes: Tensor, q_y: Tensor, classes: Tensor,
+                   soft: bool) -> float:
     """The share of images in the right class when a few images with a known class name the clusters.
 
-    Each told image votes for its class: with one vote for the cluster of its argmax, or, if `soft`, with
-    q(y|x) as its weight for every cluster. An image gets the class that its cluster has most votes for; if
-    `soft`, the class with the largest sum over y of q(y|x) times the class's share of the votes for y. Two
-    clusters may get the same class. A tie, or a cluster without a vote, goes to the class told most often.
+    Each told image votes for its class: for the cluster of its argmax, or, if `soft`, with
+    q(y|x) as its weight for every cluster. An image gets the class with most votes in its
+    cluster; if `soft`, that with the largest sum over y of q(y|x) times its share of the votes
+    for y. A tie, or a cluster without a vote, goes to the class told most often.
 
     Args:
-        told_q_y: (n, K), q(y|x) of the images whose class is told. told_classes: (n,), int64.
+        told_q_y: (n, K), of the images whose class is told. told_classes: (n,), int64.
         q_y: (N, K), q(y|x) of the images to be classified. classes: (N,), int64.
     """
     def one_hot(index: Tensor, size: int) -> Tensor:

@@ -12,10 +12,10 @@ def move_up(app, doctree):
     for cell in list(doctree.findall(nodes.container)):
         if "tag_first-picture" not in cell.get("classes", []):
             continue
-        output, = (part for part in cell.children if "cell_output" in part.get("classes", []))
-        cell.remove(output)
-        title = next(doctree.findall(nodes.title))
-        title.parent.insert(title.parent.index(title) + 1, nodes.container("", output, classes=["cell"]))
+        for output in [part for part in cell.children if "cell_output" in part.get("classes", [])]:
+            cell.remove(output)
+            title = next(doctree.findall(nodes.title))
+            title.parent.insert(title.parent.index(title) + 1, nodes.container("", output, classes=["cell"]))
 
 
 def setup(app):

@@ -62,7 +62,7 @@ def score_function(model: GMVAE, x: Tensor, experiment: Experiment,
 def leave_one_out(model: GMVAE, x: Tensor, experiment: Experiment,
                   generator: Generator | None = None, h: Tensor | None = None, *,
                   draws: int) -> Terms:
-    """REINFORCE over some draws of y, each with the mean over the others as baseline (Kool et al., 2019).
+    """REINFORCE over some draws of y; the others' mean is each one's baseline (Kool et al., 2019).
 
     Unbiased, as the others were drawn independently; all with one noise of z. O(draws), 2 at least.
     """

@@ -83,15 +83,20 @@ def perplexity(q_y: Tensor) -> float:
     return float(torch.exp(-torch.xlogy(mean, mean).sum()))
 
 
+def in_use(information: float, K: int) -> bool:
+    """Whether a label counts as in use: from a twentieth of ln K on. Series and arrays, element by element."""
+    return information >= np.log(K) / 20
+
+
 def verdict(information: float, perplexity: float, K: int) -> str:
-    """A label is in use from a twentieth of ln K on; or else collapsed, to the uniform one or to one for all.
+    """A label is in use, or else collapsed, to the uniform one or to one for all.
 
     Args:
         information: I(x;y), in nats. perplexity: of the mean of q(y|x), between 1 and K.
 
     Returns `in use`, `uniform` or `one for all`. The line is a convention: look at the number too.
     """
-    if information >= math.log(K) / 20:
+    if in_use(information, K):
         return "in use"
     return "uniform" if perplexity > K / 2 else "one for all"
 
@@ -116,8 +121,9 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
         - `test_cluster_perplexity`: exp of the entropy of the mean of q(y|x), between 1 and K.
         - `test_acc`, `test_nmi`, `test_ari`: the argmax labels against the digits, or the
           superclasses of CIFAR-100 (see `cluster_scores`); None for images without labels.
-        - `test_named_acc`: the share in the right class when each cluster has the class of one validation
-          image, see `named_by_one`; `clusters_named`: how many clusters such an image could be found for.
+        - `test_named_acc`: the share in the right class when each cluster is named by the one validation image
+          that it is surest of, see `named_accuracy`; `clusters_named`: how many clusters have one. Unlike ACC
+          it does not punish a K above the number of classes.
         - `test_label_acc`: the share whose argmax label is their class, without any matching; only where
           some classes were told.
     """
@@ -132,9 +138,11 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
     if experiment.labelled:  # the labels have names
         scores["label_acc"] = float((labels == splits.test_groups.numpy()).mean())
     if splits.validation_groups is not None:
-        names = named_by_one(assign(model, splits.validation), splits.validation_groups)
-        scores["named_acc"] = float((names[labels] == splits.test_groups.numpy()).mean())
-        means["clusters_named"] = int((names >= 0).sum())
+        seen = assign(model, splits.validation)
+        told = surest(seen)
+        scores["named_acc"] = named_accuracy(seen[told], splits.validation_groups[told], q_y,
+                                             splits.test_groups, soft=False)
+        means["clusters_named"] = len(told)
     return {**means, "iw_samples": experiment.iw_samples,
             "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
             "test_clusters_used": int((shares >= IN_USE).sum()),
@@ -202,21 +210,11 @@ def cluster_scores(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float
             "ari": float(adjusted_rand_score(classes, clusters))}
 
 
-def named_by_one(q_y: Tensor, classes: Tensor) -> np.ndarray:
-    """The class of each cluster, (K,): that of the one image that it is surest of. -1 for a cluster without any.
-
-    So K clusters cost at most K labels, and each may have any class: unlike ACC it does not punish a K above
-    the number of classes.
-
-    Args:
-        q_y: (N, K). classes: int64 (N,).
-    """
+def surest(q_y: Tensor) -> Tensor:
+    """The image that each cluster is surest of, int64, one for each cluster that is the argmax of any; q_y: (N, K)."""
     certainty, cluster = q_y.max(1)
-    names = np.full(q_y.shape[1], -1)
-    for k in cluster.unique().tolist():
-        mine = (cluster == k).nonzero()[:, 0]
-        names[k] = classes[mine[certainty[mine].argmax()]]
-    return names
+    mine = [(cluster == k).nonzero()[:, 0] for k in cluster.unique()]
+    return torch.stack([images[certainty[images].argmax()] for images in mine])
 
 
 def assign(model: GMVAE, pixels: Pixels) -> Tensor:

@@ -20,6 +20,7 @@ from cgmvae.model import GMVAE
 from cgmvae.objectives import categorical_kl, given_y
 from cgmvae.relaxation import concrete_log_ratio, concrete_sample, gumbel_given_argmax
 
+
 class Moments(NamedTuple):
     """Of the gradient for each image's logits, over what an estimator draws with the noise of z given."""
 
@@ -80,13 +81,16 @@ def of_score(at: Corners, *_: object) -> Moments:
 
 
 def of_pairs(draws: int, at: Corners, *_: object) -> Moments:
-    """Leave one out: the mean over pairs of draws of (f_y - f_y') (e_y - e_y') / 2, whose variance is that of a
-    U-statistic of order 2 (Hoeffding, 1948)."""
+    """Leave one out: the mean over pairs of draws of (f_y - f_y') (e_y - e_y') / 2.
+
+    Its variance is that of a U-statistic of order 2 (Hoeffding, 1948).
+    """
     q, f, e = at.q, at.f, _one_hot(at.q)
     h = (f.T[:, None] - f.T)[..., None] * (e[:, None] - e) / 2  # (K, K, B, K)
     pair = _over((q.T[:, None] * q.T).flatten(0, 1), h.flatten(0, 1))
     one = _over(q.T, (q.T[..., None] * h).sum(1))  # what a pair is on average once one of it is known
-    return Moments(pair.mean, 2 * (2 * (draws - 2) * one.variance + pair.variance) / (draws * (draws - 1)))
+    variance = 2 * (2 * (draws - 2) * one.variance + pair.variance) / (draws * (draws - 1))
+    return Moments(pair.mean, variance)
 
 
 def of_rest(at: Corners, *_: object) -> Moments:
@@ -107,8 +111,10 @@ def of_heun(at: Corners, tau: float, *_: object) -> Moments:
 
 
 def of_relaxed(noises: int, at: Corners, tau: float, generator: Generator | None = None) -> Moments:
-    """Straight-through, averaged over so many relaxed samples of the label: over the labels, and for each over 1000
-    samples, which take no pass."""
+    """Straight-through, averaged over so many relaxed samples of the label.
+
+    Over the labels, and for each over 1000 samples, which take no pass.
+    """
     q, K, many = at.q, at.q.shape[-1], 1000
     label = torch.arange(K, device=q.device)[:, None].expand(many, K, len(q))
     y = (gumbel_given_argmax(q.log().expand(many, K, *q.shape), label, generator) / tau).softmax(-1)

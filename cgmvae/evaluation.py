@@ -235,14 +235,15 @@ def named_accuracy(told_q_y: Tensor, told_classes: Tensor, q_y: Tensor, classes:
     for y. A tie, or a cluster without a vote, goes to the class told most often.
 
     Args:
-        told_q_y: (n, K), of the images whose class is told. told_classes: (n,), int64.
+        told_q_y: (n, K), of the images whose class is told, on the CPU as all. told_classes: (n,), int64.
         q_y: (N, K), q(y|x) of the images to be classified. classes: (N,), int64.
     """
-    def one_hot(index: Tensor, size: int) -> Tensor:
-        return torch.nn.functional.one_hot(index, size).double()
+    def one_hot(index: Tensor, size: int) -> np.ndarray:
+        return np.eye(size)[index.numpy()]
 
     shares = one_hot(told_classes, int(max(told_classes.max(), classes.max())) + 1)
-    weights, q = (p.double() if soft else one_hot(p.argmax(1), p.shape[1]) for p in (told_q_y, q_y))
+    weights, q = (p.numpy().astype(float) if soft else one_hot(p.argmax(1), p.shape[1])
+                  for p in (told_q_y, q_y))
     votes = weights.T @ shares + 1e-9 * shares.mean(0)
-    names = votes / votes.sum(1, keepdim=True)
-    return float(((q @ names).argmax(1) == classes).double().mean())
+    names = votes / votes.sum(1, keepdims=True)
+    return float(((q @ names).argmax(1) == classes.numpy()).mean())

@@ -53,7 +53,7 @@ TABLES = {
     "one_pass": ("half", 3, [{"dataset": d, "estimator": e} for e in ("factored", "collapsed")
                              for d in ("mnist", "cifar100")]),
     # Labels that find digits: the recipe of `agreement`, both estimators, and the same without views; and photographs.
-    "clusters": ("half", 5, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
+    "clusters": ("half", 10, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
                              {**CLUSTERS, "views": "none", "seeds": 3}, {**PHOTO_CLUSTERS, "seeds": 3}]),
     # The same with the class of 100 digits told, with views and without.
     "labels": ("half", 10, [{**CLUSTERS, "labelled": 100}, {**CLUSTERS, "labelled": 100, "views": "none", "seeds": 3}]),

@@ -1,7 +1,8 @@
 """What a page says of the book's address; without one, nothing.
 
 The address is `repository: url` of _config.yml. Without it there are no buttons to a repository, to
-its issues, to Colab and to Binder; and {{ elsewhere }} in a page is empty.
+its issues, to Colab and to Binder; and {{ elsewhere }} in a page is empty. Colab opens a chapter from the branch
+`notebooks`, where the book's workflow puts the versions that any Jupyter shows (see downloads.py).
 """
 
 import sys
@@ -29,6 +30,15 @@ def fill(app, config):
     config.myst_substitutions.setdefault("elsewhere", ELSEWHERE.format(site=config.html_baseurl) if url else "")
 
 
+def open_copies(app, page, template, context, doctree):
+    """Let the button to Colab lead to the copy of a chapter, and not to its source."""
+    branch = app.config.html_theme_options.get("repository_branch") or "main"
+    for button in (b for group in context.get("header_buttons", []) for b in group.get("buttons", [])):
+        if button.get("text") == "Colab":
+            button["url"] = button["url"].replace(f"/blob/{branch}/", "/blob/notebooks/", 1)
+
+
 def setup(app):
     app.connect("config-inited", fill)
+    app.connect("html-page-context", open_copies, priority=900)  # after the theme made its buttons
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

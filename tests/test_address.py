@@ -109,7 +109,7 @@ def test_pages_with_an_address(tmp_path):
     page = built(tmp_path, URL)
     links = [link["href"] for link in page.find_all("a", href=True)]
     for wanted in (URL, f"{URL}/issues/new", f"{SITE}concrete-gmvae.pdf",
-                   "https://colab.research.google.com/github/someone/a-book/blob/main/page.ipynb",
+                   "https://colab.research.google.com/github/someone/a-book/blob/notebooks/page.ipynb",
                    "https://mybinder.org/v2/gh/someone/a-book/main"):
         assert [link for link in links if link.startswith(wanted)], f"{wanted} is not in {links}"
     assert page.find("meta", property="og:url")["content"] == f"{SITE}page.html"

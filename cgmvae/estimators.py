@@ -28,7 +28,6 @@ class Estimator:
     marker: str
     tau: float | None = None  # the temperature that it has by default, if its label is relaxed in a pass
     kl_y_forms: tuple[str, ...] = ()  # if more than the closed form can be meant
-    annealing: str = "none"  # the schedule of KL(q(y|x)||p(y)) that it has by default
     passes: Callable[[int], int] = lambda K: 1  # K to passes through the decoder, a step
     noises: int = 1  # numbers a label that are drawn for an image
     unbiased: bool = False  # its gradient is that of eq. 5 in the mean
@@ -44,10 +43,10 @@ class Estimator:
 
 
 ESTIMATORS = {
-    "concrete": Estimator(concrete, "#0072B2", "o", tau=0.3, kl_y_forms=KL_Y_FORMS, annealing="ramp"),
+    "concrete": Estimator(concrete, "#0072B2", "o", tau=0.3, kl_y_forms=KL_Y_FORMS),
     "marginal": Estimator(marginal, "#D55E00", "s", passes=lambda K: K, unbiased=True),
-    "straight_through": Estimator(discrete.straight_through, "#009E73", "^", tau=0.3, annealing="ramp"),
-    "score_function": Estimator(discrete.score_function, "#CC79A7", "D", annealing="ramp", unbiased=True),
+    "straight_through": Estimator(discrete.straight_through, "#009E73", "^", tau=0.3),
+    "score_function": Estimator(discrete.score_function, "#CC79A7", "D", unbiased=True),
     "factored": Estimator(factored, "#E69F00", "v", unbiased=True, posterior="factored"),
     "collapsed": Estimator(factored, "#56B4E9", "P", unbiased=True, posterior="collapsed"),
     **{f"leave_one_out_{draws}": Estimator(

@@ -10,7 +10,8 @@ from cgmvae.experiment import preset
 
 def record(seed: int, log_px: float = -50.0, at_once: int = 1, processor: float | None = None,
            **changes) -> dict:
-    e = preset("paper", **{"dataset": "mnist", "estimator": "concrete", "seed": seed, **changes})
+    row = comparison.ROWS[changes.pop("estimator", "literal")]
+    e = preset("paper", **{"dataset": "mnist", "seed": seed, **row, **changes})
     seconds = {"training": 100.0} | ({} if processor is None else {"processor": processor})
     return {"id": e.id, "experiment": e.as_dict(), "seconds": seconds, "progress": {"epochs": 20},
             "metrics": {"test_log_px": log_px, "test_information": 0.5, "test_acc": 0.25,

@@ -49,7 +49,7 @@ def outcome(run: training.Trainer) -> dict:
 
 def test_a_step_is_adam_on_the_negative_elbo():
     """The first two steps again, with a plain optimiser on a copy of the model."""
-    e = small(K=4, learning_rate=3e-3)
+    e = small(K=4, learning_rate=3e-3, annealing="ramp")
     run = trainer(e)
     model, start = copy.deepcopy(run.model), weights(run.model)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)

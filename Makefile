@@ -67,7 +67,7 @@ lab: .venv/lab  ## open chapter 1 in JupyterLab, to be read and run: copies in b
 	$(BIN)/jupyter lab build/chapters/01_generative_model.ipynb
 
 # For a class. The student copies go to build/, which no other target clears.
-slides: fresh  ## the 90-minute lecture as slides that need no network: _build/slides
+slides: fresh  ## the two lectures as slides that need no network: _build/slides
 	$(BIN)/python tools/slides.py
 
 student: .venv/done  ## the chapters without their solutions, with stubs and checks: build/student

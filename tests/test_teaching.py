@@ -407,24 +407,26 @@ def deck(tmp_path_factory):
     target = tmp_path_factory.mktemp("deck") / "slides"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slides, "Chapter", Written)
-        assert slides.build(target) == 90, "the notes' minutes make up the lecture"
+        assert slides.build(target) == {"lecture": 90, "estimators": 45}, "the notes' minutes make up the lecture"
     return target
 
 
-def test_slides_need_no_network(deck):
-    page = BeautifulSoup((deck / "index.html").read_text(), "html.parser")
+@pytest.mark.parametrize("name", slides.LECTURES)
+def test_slides_need_no_network(deck, name):
+    page = BeautifulSoup((deck / slides.LECTURES[name][0]).read_text(), "html.parser")
     files = [tag.get("src") or tag.get("href") for tag in page.find_all(["script", "link", "img"])]
-    assert len([f for f in files if f]) > 15
+    assert len([f for f in files if f]) > (15 if name == "lecture" else 6)
     for file in filter(None, files):
         assert (deck / file).is_file(), file
     for sheet in deck.rglob("*.css"):
         assert not re.search(r"@import|url\(['\"]?(?:https?:)?//", sheet.read_text()), sheet
 
 
-def test_every_slide_has_a_note_an_image_its_alt_text_and_math_its_marks(deck):
-    page = BeautifulSoup((deck / "index.html").read_text(), "html.parser")
+@pytest.mark.parametrize("name", slides.LECTURES)
+def test_every_slide_has_a_note_an_image_its_alt_text_and_math_its_marks(deck, name):
+    page = BeautifulSoup((deck / slides.LECTURES[name][0]).read_text(), "html.parser")
     found = page.select(".slides > section")
-    assert len(found) == len(slides.sections(slides.SOURCE.read_text())) > 20
+    assert len(found) == len(slides.sections(slides.source(name))) > (20 if name == "lecture" else 12)
     for slide in found:
         note = slide.find("aside", class_="notes").extract()
         assert re.match(r"\d+ min", note.get_text().strip()) and len(note.get_text().split()) > 15
@@ -435,7 +437,7 @@ def test_every_slide_has_a_note_an_image_its_alt_text_and_math_its_marks(deck):
 
 
 def test_a_slide_that_asks_for_what_is_not_there(deck, tmp_path):
-    here = slides.Deck([Written(path) for path in student.CHAPTERS], tmp_path)
+    here = slides.Deck("lecture", [Written(path) for path in student.CHAPTERS], tmp_path)
     with pytest.raises(SystemExit, match="asks for the figure 'fig-none'"):
         here.figure("fig-none")
     with pytest.raises(ValueError, match="'3 min'"):
@@ -448,17 +450,19 @@ def test_reveal_is_small_and_has_its_licence():
     assert sum(path.stat().st_size for path in files) < 2 * 2**20
 
 
-def test_the_plan_of_the_lecture_is_that_of_its_slides():
+@pytest.mark.parametrize(("name", "plan", "length"), [("lecture", 1, 90), ("estimators", 4, 45)])
+def test_the_plan_of_a_lecture_is_that_of_its_slides(name, plan, length):
     """Rows such as `| 0–6 | 1–3 | ...`: the slides of a row take just its minutes."""
-    notes = [slides.minutes(note) for _, note in slides.sections(slides.SOURCE.read_text())]
-    rows = re.findall(r"(?m)^\| (\d+)–(\d+) \| (\d+)(?:–(\d+))? \|", (ROOT / "chapters" / "teaching.md").read_text())
+    notes = [slides.minutes(note) for _, note in slides.sections(slides.source(name))]
+    text = (ROOT / "chapters" / "teaching.md").read_text().split(f"\n## Plan {plan}: ")[1].split("\n## ")[0]
+    rows = re.findall(r"(?m)^\| (\d+)–(\d+) \| (\d+)(?:–(\d+))? \|", text)
     minute, slide = 0, 1
     for start, end, first, last in rows:
         last = int(last or first)
         assert (int(start), int(first)) == (minute, slide)
         assert int(end) - int(start) == sum(notes[int(first) - 1:last]), f"slides {first} to {last}"
         minute, slide = int(end), last + 1
-    assert (minute, slide) == (90, len(notes) + 1)
+    assert (minute, slide) == (length, len(notes) + 1)
 
 
 @pytest.mark.parametrize("heading", ["### Class 1", "### Class 2", "### Lab", "### Class 3", "## Plan 3"])

@@ -1,10 +1,10 @@
-"""The 90-minute lecture as a folder of slides that needs no network: reveal.js.
+"""The lectures, of 90 and of 45 minutes, as a folder of slides that needs no network: reveal.js.
 
     python tools/slides.py
 
-makes _build/slides from slides/lecture.md. Its figures, equations and numbers come out of the
-chapters, which are executed for a projector first (`projected.py`); what is kept of an earlier
-call is used again. A slide ends at a line of `---`; what follows `Note:` is for the speaker and
+makes _build/slides from slides/lecture.md and slides/estimators.md. Their figures, equations and numbers
+come out of the chapters, which are executed for a projector first (`projected.py`); what is kept of an
+earlier call is used again. A slide ends at a line of `---`; what follows `Note:` is for the speaker and
 begins with the minutes that the slide takes.
 """
 
@@ -23,10 +23,11 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from cgmvae.comparison import PAPER
 from projected import ROOT, Chapter
 
-SOURCE = ROOT / "slides" / "lecture.md"
 TARGET = ROOT / "_build" / "slides"
 MATHJAX = ROOT / "_vendored" / "_static" / "mathjax"  # the book's own
-CHAPTERS = ("01_generative_model", "02_relaxation", "03_annealing", "05_scaling", "07_reproduction")
+LECTURES = {  # the source in slides/: its page, and the chapters that it takes from
+    "lecture": ("index.html", ("01_generative_model", "02_relaxation", "03_annealing", "05_scaling", "07_reproduction")),
+    "estimators": ("estimators.html", ("10_one_pass", "11_estimators"))}
 NAMES = {"mnist": "MNIST, K = 10", "cifar100": "CIFAR-100, K = 20"}
 PAGE = """<!doctype html>
 <html lang="en">
@@ -54,17 +55,17 @@ Reveal.initialize({{width: 1280, height: 720, margin: 0, center: false, hash: tr
 
 
 class Deck:
-    """What lecture.md may ask for, out of the executed chapters."""
+    """What a lecture may ask for, out of the executed chapters."""
 
-    def __init__(self, chapters: list[Chapter], target: Path) -> None:
-        self.chapters, self.target = chapters, target
+    def __init__(self, name: str, chapters: list[Chapter], target: Path) -> None:
+        self.name, self.chapters, self.target = name, chapters, target
 
     def find(self, kind: str, name: str):
         """The first that a chapter has of this kind and name."""
         for chapter in self.chapters:
             if (found := getattr(chapter, kind)(name)) is not None:
                 return found
-        sys.exit(f"slides/lecture.md asks for the {kind} {name!r}, which no chapter of the lecture has.")
+        sys.exit(f"slides/{self.name}.md asks for the {kind} {name!r}, which no chapter of the lecture has.")
 
     def figure(self, name: str) -> str:
         image, alt = self.find("figure", name)
@@ -115,20 +116,32 @@ def minutes(note: str) -> int:
     return int(found[1])
 
 
-def build(target: Path = TARGET) -> int:
-    """Make the folder of slides; the minutes that they take together."""
+def source(lecture: str) -> str:
+    """The Markdown of a lecture in LECTURES."""
+    return (ROOT / "slides" / f"{lecture}.md").read_text(encoding="utf-8")
+
+
+def build(target: Path = TARGET) -> dict[str, int]:
+    """Make the folder of slides; the minutes that each lecture takes."""
     if not MATHJAX.is_dir():
         sys.exit(f"MathJax is missing: {MATHJAX.relative_to(ROOT)}")
-    chapters = [Chapter(ROOT / "chapters" / f"{name}.ipynb") for name in CHAPTERS]
+    names = dict.fromkeys(name for _, names in LECTURES.values() for name in names)
+    chapters = {name: Chapter(ROOT / "chapters" / f"{name}.ipynb") for name in names}
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     shutil.copytree(ROOT / "slides" / "reveal", target / "reveal")
     shutil.copytree(MATHJAX, target / "mathjax")
     shutil.copy(ROOT / "slides" / "slides.css", target)
-    deck = Deck(chapters, target)
+    return {lecture: _page(lecture, page, [chapters[name] for name in names], target)
+            for lecture, (page, names) in LECTURES.items()}
+
+
+def _page(lecture: str, page: str, chapters: list[Chapter], target: Path) -> int:
+    """Write one lecture's page; its minutes."""
+    deck = Deck(lecture, chapters, target)
     template = Environment(variable_start_string="<<", variable_end_string=">>", block_start_string="<%",
                            block_end_string="%>", comment_start_string="<#", comment_end_string="#>",
-                           undefined=StrictUndefined).from_string(SOURCE.read_text())
+                           undefined=StrictUndefined).from_string(source(lecture))
     text = template.render(figure=deck.figure, equation=deck.equation, moving=deck.moving,
                            number=deck.number, table1=deck.table1)
     render, slides = markdown().render, []
@@ -137,12 +150,13 @@ def build(target: Path = TARGET) -> int:
         slides.append(f'<section>\n{render(slide)}<aside class="notes">{render(note)}</aside>\n</section>')
     title = text.splitlines()[0].removeprefix("# ")
     script = next(path.name for path in sorted(MATHJAX.glob("tex-*.js")))
-    (target / "index.html").write_text(PAGE.format(title=title, slides="\n".join(slides), mathjax=script))
+    (target / page).write_text(PAGE.format(title=title, slides="\n".join(slides), mathjax=script))
     return sum(minutes(note) for _, note in sections(text))
 
 
 if __name__ == "__main__":
-    total = build()
+    lectures = build()
     size = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file()) / 2**20
-    print(f"{len(sections(SOURCE.read_text()))} slides for {total} minutes, {size:.1f} MB. Open this page in a browser:")
-    print(TARGET / "index.html")
+    for lecture, total in lectures.items():
+        print(f"{len(sections(source(lecture)))} slides for {total} minutes: {TARGET / LECTURES[lecture][0]}")
+    print(f"{size:.1f} MB. Open these pages in a browser.")

@@ -433,7 +433,9 @@ def test_every_slide_has_a_note_an_image_its_alt_text_and_math_its_marks(deck, n
         assert slide.find(["h1", "h2"])
         assert all(image["alt"] for image in slide.find_all("img"))
         assert "$" not in slide.get_text() and "<<" not in slide.get_text()
-        assert slide.get_text().count("\\[") == slide.get_text().count("\\]")
+        formulas = re.findall(r"\\\[(.*?)\\\]", slide.get_text(), re.S)
+        assert len(formulas) == slide.get_text().count("\\[") == slide.get_text().count("\\]")
+        assert all("\\begin" in formula for formula in formulas if "&" in formula)
 
 
 def test_a_slide_that_asks_for_what_is_not_there(deck, tmp_path):

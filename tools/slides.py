@@ -74,7 +74,9 @@ class Deck:
         return f'<p class="figure"><img src="figures/{name}.png" alt="{html.escape(alt)}"></p>'
 
     def equation(self, label: str) -> str:
-        return self.find("equation", label)
+        found = self.find("equation", label)
+        aligned = "&" in found and "\\begin" not in found  # the book's build adds this by itself
+        return f"\\begin{{aligned}}{found}\\end{{aligned}}" if aligned else found
 
     def moving(self, function: str) -> str:
         found = self.find("moving", function)

@@ -166,7 +166,7 @@ def hard_forwards(label: Tensor, soft: Tensor) -> Tensor:
 
 
 def log_sparsemax(logits: Tensor, most: int) -> Tensor:
-    """ln of the distribution with at most so many labels that is nearest to the logits: of `sparsemax`, cut off.
+    """ln of the distribution over at most so many labels that is nearest to the logits: their sparsemax, cut off.
 
     Of the largest logits l, in falling order, q = max(l - theta, 0), where theta is the largest of
     (l_1 + ... + l_r - 1)/r over r. Where the whole sparsemax has no more labels than `most`, this is it (Martins

@@ -84,6 +84,18 @@ def test_its_jacobian_is_the_numerical_one(most):
         assert torch.allclose(jacobian, torch.diag(inside) - inside[:, None] * inside / inside.sum(), atol=1e-12)
 
 
+def test_at_the_edge_of_the_support_the_kl_of_the_label_pushes_inwards():
+    """Its derivative for a logit inside is ln q_k less the plain mean of these; outside it is zero."""
+    for gap in (1e-2, 1e-6):
+        logits = torch.tensor([0.5, 0.5, gap, -0.1], dtype=torch.float64, requires_grad=True)  # q_3 = 2/3 gap
+        log_q = log_sparsemax(logits, 4)
+        ours, = torch.autograd.grad(categorical_kl(log_q, -math.log(4)), logits)
+        edge = math.log(2 / 3 * gap)
+        assert log_q.exp()[2].item() == pytest.approx(2 / 3 * gap, rel=1e-6) and ours[3] == 0
+        rest = math.log(0.5 - gap / 3)
+        assert ours[2].item() == pytest.approx(2 / 3 * (edge - rest), rel=1e-6) and ours[2] < 0 < ours[0]
+
+
 def test_a_constant_changes_nothing_a_factor_does_and_no_label_is_lost_to_rounding():
     logits = logits_of(6, 1)
     assert torch.allclose(log_sparsemax(logits + 1000, 4), log_sparsemax(logits, 4), atol=1e-10)

@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 
 from cgmvae import discrete
 from cgmvae.agreement import agreement
-from cgmvae.model import GMVAE
-from cgmvae.objectives import KL_Y_FORMS, Terms, concrete, factored, labelled, marginal
+from cgmvae.model import SUPPORT, GMVAE
+from cgmvae.objectives import KL_Y_FORMS, Terms, concrete, factored, labelled, marginal, sparse_marginal
 
 if TYPE_CHECKING:
     from cgmvae.experiment import Experiment
@@ -54,7 +54,9 @@ ESTIMATORS = {
         noises=draws, unbiased=True) for draws, colour, marker in ((2, "#882255", "<"), (4, "#332288", ">"))},
     "sum_and_sample": Estimator(discrete.sum_and_sample, "#000000", "*", passes=lambda K: 2, unbiased=True),
     "rao_blackwell": Estimator(discrete.rao_blackwell, "#117733", "h", tau=0.3, noises=discrete.NOISES),
-    "reinmax": Estimator(discrete.reinmax, "#999933", "X", tau=1.0)}
+    "reinmax": Estimator(discrete.reinmax, "#999933", "X", tau=1.0),
+    "sparse_marginal": Estimator(sparse_marginal, "#661100", "p", passes=lambda K: min(K, SUPPORT), unbiased=True,
+                                 posterior="sparse")}
 """By name: the paper's two, those that it argues against, one pass with an exact sum (chapter 10), and what
 has been found since (chapter 11). An estimator that is put in here can be trained with at once."""
 

@@ -63,9 +63,8 @@ class Experiment:
         "t counts steps: in epochs, 200 at most, the weight would not pass 0.1", least=1, null=True)
     beta: float = choice(1.0, "weight of the KL of z in the training loss; 1", "1, as eq. 8 has none",
                          neutral=1.0, above=0)
-    kl_z_form: str = choice("sampled", "the KL of z: `sampled`, its integrand at the sample of z, or "
-                            "`closed`, its integral over z", "eq. 6 to 8 read `sampled`",
-                            options=KL_Z_FORMS, neutral="sampled")
+    kl_z_form: str = choice("sampled", "the KL of z: `sampled`, its integrand at the sample of z, or `closed`, its "
+                            "integral over z", "eq. 6 to 8 read `sampled`", options=KL_Z_FORMS, neutral="sampled")
     likelihood: str | None = choice(
         None, "p(x|z): `bernoulli` on binary pixels, `cross_entropy` (its formula on pixels in "
         "[0, 1]), or `gaussian` with one learned scale; MNIST `bernoulli`, CIFAR-100 "
@@ -85,9 +84,8 @@ class Experiment:
                                  "what torch does by itself", options=INITIALISATIONS, neutral="torch",
                                  reason="Glorot's uniform weights and zero biases were what the libraries of 2019 "
                                  "that most authors used did by themselves")
-    spread_logits: bool = choice(False, "scale the last layer of q(y|x) before the first step so that over "
-                                 "1,000 images each logit has mean 0 and deviation 1", "no such step",
-                                 neutral=False)
+    spread_logits: bool = choice(False, "scale the last layer of q(y|x) before the first step so that over 1,000 "
+                                 "images each logit has mean 0 and deviation 1", "no such step", neutral=False)
     views: str = choice("none", "a second view of each image, whose label is to agree with the first's: "
                         "by another `digits`' hand, cut-outs of `photos`, the `same` image, or `none`",
                         "no such views", options=VIEWS, neutral="none")
@@ -123,8 +121,7 @@ class Experiment:
         binary = LIKELIHOODS[likelihood].binary
         for name, default in (
                 ("K", facts.K), ("tau", estimator.tau), ("kl_y_form", "categorical"), ("likelihood", likelihood),
-                ("annealing_steps", 2000),
-                ("binarisation", "threshold" if binary else "none"), ("agreement", 100.0)):
+                ("annealing_steps", 2000), ("binarisation", "threshold" if binary else "none"), ("agreement", 100.0)):
             if getattr(self, name) is None:
                 self._set(name, default)
         if binary and self.binarisation == "none":
@@ -146,6 +143,9 @@ class Experiment:
             refuse("K", self.K, f"at least the {facts.groups} classes whose names are told (labelled)")
         if self.spread_logits and self.posterior == "collapsed":
             refuse("spread_logits", True, f"false with {self.estimator!r}, which has no network for q(y|x)")
+        for name, off in (("labelled", 0), ("views", "none")):
+            if self.posterior == "sparse" and getattr(self, name) != off:
+                refuse(name, getattr(self, name), f"{off!r} with {self.estimator!r}, whose q(y|x) has zeros")
         # A choice that this run does not use must not give it another id.
         if not estimator.relaxed:
             self._set("tau", None)

@@ -30,11 +30,13 @@ from cgmvae.networks import (
     interleave,
     phases_of,
 )
+from cgmvae.relaxation import log_sparsemax
 
 if TYPE_CHECKING:
     from cgmvae.experiment import Experiment
 
 HEAD_UNITS = (512, 256)
+SUPPORT = 4  # labels that a sparse q(y|x) has at most
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class GMVAE(nn.Module):
     """The paper's networks (appendix A) for one experiment's images, K, D and likelihood.
 
     `posterior` is `joint`, the paper's q(y|x) q(z|x, y); `factored`, q(y|x) q(z|x); or `collapsed`, q(z|x)
-    with q(y|x) in proportion to p(y) exp E_q(z|x)[ln p(z|y)] (chapter 10).
+    with q(y|x) in proportion to p(y) exp E_q(z|x)[ln p(z|y)] (chapter 10); or `sparse`, the paper's with a
+    sparsemax of at most `SUPPORT` labels where it has a softmax (chapter 11).
 
     `bf16` runs the matrix products and convolutions in bfloat16. Every density, sample and sum
     stays in float32: in bfloat16 they would move the loss by whole nats.
@@ -89,7 +92,7 @@ class GMVAE(nn.Module):
         # part that sees h is the same for every y; both start as one layer would.
         self.q_z_from_h = nn.Linear(UNITS, wide)
         inputs = UNITS
-        if self.posterior == "joint":
+        if self.posterior in ("joint", "sparse"):
             self.q_z_from_y, inputs = nn.Linear(e.K, wide, bias=False), UNITS + e.K
         parts = [layer for layer in (self.q_z_from_h, self.q_z_from_y) if layer is not None]
         for parameter in (p for layer in parts for p in layer.parameters()):
@@ -121,8 +124,9 @@ class GMVAE(nn.Module):
             return _wide(self.q_y_layers(h))
 
     def log_q_y(self, h: Tensor) -> Tensor:
-        """ln q(y|x) for every label: (B, K) from h (B, 512)."""
-        return F.log_softmax(self.logits_y(h), -1)
+        """ln q(y|x) for every label: (B, K) from h (B, 512). Always finite, see `log_sparsemax`."""
+        logits = self.logits_y(h)
+        return log_sparsemax(logits, SUPPORT) if self.posterior == "sparse" else F.log_softmax(logits, -1)
 
     def log_p_y(self) -> float:
         """ln p(y) = -ln K, the same for every label (eq. 2)."""

@@ -23,7 +23,7 @@ from torch.distributions import kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from cgmvae.memory import KEEP_BYTES, activation_bytes, labels_at_once
-from cgmvae.model import GMVAE
+from cgmvae.model import SUPPORT, GMVAE
 from cgmvae.relaxation import concrete_log_ratio, concrete_sample
 
 if TYPE_CHECKING:
@@ -128,6 +128,23 @@ def factored(model: GMVAE, x: Tensor, experiment: Experiment,
     noise = torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
     z, log_q_y = q_z.loc + q_z.scale * noise, model.log_q_y(h)
     return {"log_px": model.log_p_x(x, z), "kl_z": (log_q_y.exp() * model.kl_z_each(q_z)).sum(-1),
+            "kl_y": categorical_kl(log_q_y, model.log_p_y())}
+
+
+def sparse_marginal(model: GMVAE, x: Tensor, experiment: Experiment,
+                    generator: Generator | None = None, h: Tensor | None = None) -> Terms:
+    """Eq. 6 over the `SUPPORT` surest labels, of a q(y|x) that is zero elsewhere (Correia et al., 2020).
+
+    O(SUPPORT) at any K. No label is drawn, and nothing is cut from the sum: its value and its gradient are those
+    of all K labels at one noise of z. What is cut is q(y|x), where its sparsemax has more labels. A label with
+    q = 0 gets no gradient here: it comes back only by what the layers under the logits learn from others.
+    """
+    h = model.encode(x) if h is None else h
+    log_q_y = model.log_q_y(h)
+    log_q, y = log_q_y.topk(min(SUPPORT, model.K), -1)
+    log_px, kl_z = one_label(model, x, h, y.T, experiment, generator)
+    q = log_q.exp().T  # (SUPPORT, B)
+    return {"log_px": (q * log_px).sum(0), "kl_z": (q * kl_z).sum(0),
             "kl_y": categorical_kl(log_q_y, model.log_p_y())}
 
 

@@ -1,6 +1,6 @@
-"""From a categorical label to a differentiable sample: Gumbel-max, Concrete, straight-through.
+"""From a categorical label to a differentiable sample: Gumbel-max, Concrete, straight-through; sparsemax.
 
-Chapter 2 derives everything here. Samples are kept as log y: at temperature 0.3 the y of a float32
+Chapters 2 and 11 derive everything here. Samples are kept as log y: at temperature 0.3 the y of a float32
 sample is often exactly 0, and then its density cannot be had from y any more.
 """
 
@@ -163,3 +163,27 @@ def hard_forwards(label: Tensor, soft: Tensor) -> Tensor:
     """`label` (...) one-hot in value, with the gradient of `soft` (..., K)."""
     hard = torch.zeros_like(soft).scatter_(-1, label[..., None], 1.0)
     return hard + (soft - soft.detach())
+
+
+def log_sparsemax(logits: Tensor, most: int) -> Tensor:
+    """ln of the distribution over at most so many labels that is nearest to the logits: their sparsemax, cut off.
+
+    Of the largest logits l, in falling order, q = max(l - theta, 0), where theta is the largest of
+    (l_1 + ... + l_r - 1)/r over r. Where the whole sparsemax has no more labels than `most`, this is it (Martins
+    & Astudillo, 2016; cut off: Correia et al., 2020). O(K) comparisons.
+
+    Args:
+        logits: (..., K). A constant added to all of them changes nothing, a factor does.
+        most: labels at most, 1 at least.
+
+    Returns:
+        (..., K), normalised. Where q is 0 it is the least number of its type and not minus infinity, whose
+        product with q would be no number; no gradient comes from there.
+    """
+    top, labels = logits.topk(min(most, logits.shape[-1]), -1)
+    top = top - top[..., :1].detach()
+    sizes = torch.arange(1, top.shape[-1] + 1, dtype=top.dtype, device=top.device)
+    q = top - ((top.cumsum(-1) - 1) / sizes).max(-1, keepdim=True).values
+    out, least = q <= 0, torch.finfo(q.dtype).min
+    log_q = q.masked_fill(out, 1.0).log().masked_fill(out, least)
+    return torch.full_like(logits, least).scatter(-1, labels, log_q)

@@ -267,3 +267,4 @@ def test_what_an_estimator_draws_for_each_label_counts_in_the_memory(monkeypatch
     most = {name: devices.largest_K(cgmvae.Experiment(estimator=name), CPU) for name in ESTIMATORS}
     assert most["rao_blackwell"] < most["leave_one_out_4"] < most["leave_one_out_2"] < most["score_function"]
     assert most["marginal"] < most["sum_and_sample"] == most["score_function"], "two passes are not one for each label"
+    assert most["sparse_marginal"] == most["sum_and_sample"], "nor are four"

@@ -133,11 +133,12 @@ def factored(model: GMVAE, x: Tensor, experiment: Experiment,
 
 def sparse_marginal(model: GMVAE, x: Tensor, experiment: Experiment,
                     generator: Generator | None = None, h: Tensor | None = None) -> Terms:
-    """Eq. 6 over the `SUPPORT` surest labels, of a q(y|x) that is zero elsewhere (Correia et al., 2020).
+    """Eq. 6 over the `SUPPORT` surest labels; q(y|x) is zero elsewhere (Correia et al., 2020).
 
-    O(SUPPORT) at any K. No label is drawn, and nothing is cut from the sum: its value and its gradient are those
-    of all K labels at one noise of z. What is cut is q(y|x), where its sparsemax has more labels. A label with
-    q = 0 gets no gradient here: it comes back only by what the layers under the logits learn from others.
+    O(SUPPORT) at any K. No label is drawn, and nothing is cut from the sum: its value and its
+    gradient are those of all K labels at one noise of z. What is cut is q(y|x), where its sparsemax
+    has more labels. A label with q = 0 gets no gradient here: it comes back only by what the layers
+    under the logits learn from others.
     """
     h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)

@@ -166,19 +166,19 @@ def hard_forwards(label: Tensor, soft: Tensor) -> Tensor:
 
 
 def log_sparsemax(logits: Tensor, most: int) -> Tensor:
-    """ln of the distribution over at most so many labels that is nearest to the logits: their sparsemax, cut off.
+    """ln of the nearest distribution to the logits with at most so many labels: a sparsemax cut off.
 
     Of the largest logits l, in falling order, q = max(l - theta, 0), where theta is the largest of
-    (l_1 + ... + l_r - 1)/r over r. Where the whole sparsemax has no more labels than `most`, this is it (Martins
-    & Astudillo, 2016; cut off: Correia et al., 2020). O(K) comparisons.
+    (l_1 + ... + l_r - 1)/r over r. Where the whole sparsemax has no more labels than `most`, this
+    is it (Martins & Astudillo, 2016; cut off: Correia et al., 2020). O(K) comparisons.
 
     Args:
         logits: (..., K). A constant added to all of them changes nothing, a factor does.
         most: labels at most, 1 at least.
 
     Returns:
-        (..., K), normalised. Where q is 0 it is the least number of its type and not minus infinity, whose
-        product with q would be no number; no gradient comes from there.
+        (..., K), normalised. Where q is 0 it is the least number of its type and not minus
+        infinity, whose product with q would be no number; no gradient comes from there.
     """
     top, labels = logits.topk(min(most, logits.shape[-1]), -1)
     top = top - top[..., :1].detach()

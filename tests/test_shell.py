@@ -13,7 +13,8 @@ from cgmvae.datasets import DATASETS
 from cgmvae.experiment import Experiment
 
 SMALL = ["train", "--dataset", "mnist-sample", "--train_limit", "60", "--batch_size", "10",
-         "--epochs", "3", "--annealing_steps", "20", "--iw_samples", "2", "--z_dim", "8"]
+         "--epochs", "3", "--annealing_steps", "20", "--iw_samples", "2", "--z_dim", "8",
+         "--kl_y_form", "relaxed", "--annealing", "ramp"]
 
 
 def refused(argv: list[str], capsys) -> str:

@@ -72,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
     sort.add_argument("images", help="a folder or an .npz of images")
     sort.add_argument("--out", type=Path, required=True, help="folder for the page and the table, a new one")
     sort.add_argument("--K", type=int, default=10, help="number of clusters; 10")
-    sort.add_argument("--seeds", type=int, default=2, help="runs from different first weights, of which the best is "
-                      "shown; 2")
+    sort.add_argument("--seeds", type=int, default=2, help="runs from different first weights; the one whose "
+                      "labels know most is shown; 2")
     sort.add_argument("--views", help="what does not matter for a cluster: " + ", ".join(VIEWS)
                       + "; digits for grey images, photos for coloured ones")
     sort.add_argument("--epochs", type=int, help="of training; as many as make 3,000 steps")

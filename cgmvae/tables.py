@@ -55,7 +55,7 @@ TABLES = {
                              for d in ("mnist", "cifar100")]),
     # Labels that find digits: the recipe of `agreement`, both estimators, and the same without views; photographs;
     # and garments, to which no choice of the recipe was fitted.
-    "clusters": ("half", 10, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
+    "clusters": ("half", 15, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
                               {**CLUSTERS, "views": "none", "seeds": 3}, {**PHOTO_CLUSTERS, "seeds": 3},
                               *({**GARMENTS, "views": views} for views in ("digits", "photos", "none"))]),
     # The same with the class of 100 digits told, with views and without.

@@ -1,8 +1,8 @@
 """The weight w_t of KL(q(y|x)||p(y)) in eq. 8, one function a schedule.
 
 Each takes the step t (a number or a tensor, counted from 0) and the time scale in steps, and
-returns a weight between 0 and 1. Chapter 3 compares them. The schedules of the learning rate stand
-below.
+returns a weight between 0 and 1. Chapter 3 compares them. The temperature's and those of the
+learning rate stand below.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ def none(t: Tensor | float, steps: float | None = None) -> Tensor:
 
 SCHEDULES = {"ramp": ramp, "printed": printed, "linear": linear, "none": none}
 """By name. A schedule that is put in here, also by a notebook, can be trained with at once."""
+
+
+def temperature(t: Tensor, last: int, start: float, end: float) -> Tensor:
+    """The temperature of a relaxed label at step t: `start` at 0, `end` at `last`, the same factor each step between
+    (Jang et al., 2017, let it fall exponentially too)."""
+    return start * (end / start) ** (t / last).clamp(max=1)
 
 
 def constant(t: Tensor, last: int) -> Tensor:

@@ -33,8 +33,8 @@ class Estimator:
     unbiased: bool = False  # its gradient is that of eq. 5 in the mean
     posterior: str = "joint"  # of the model that it trains, see `GMVAE`
 
-    def __call__(self, *args: object) -> Terms:
-        return self.terms(*args)
+    def __call__(self, *args: object, **more: object) -> Terms:
+        return self.terms(*args, **more)
 
     @property
     def relaxed(self) -> bool:
@@ -65,16 +65,19 @@ class Estimate(nn.Module):
     """The experiment's estimator as a module: x, and a second view of it if there is one, to the terms.
 
     With a second view there is the term `agreement`, (B,), which is no part of the ELBO. `told` are images
-    whose label is known, (x, y) or (x, y, view): their loss is the term `labelled`. torch's distributed
-    data parallel asks for a module.
+    whose label is known, (x, y) or (x, y, view): their loss is the term `labelled`. `tau` is the
+    temperature of this step where it falls. torch's distributed data parallel asks for a module.
     """
 
     def __init__(self, model: GMVAE, experiment: Experiment, generator: Generator | None = None) -> None:
         super().__init__()
         self.model, self.experiment, self.generator = model, experiment, generator
 
-    def forward(self, x: Tensor, view: Tensor | None = None, told: tuple[Tensor, ...] = ()) -> Terms:
+    def forward(self, x: Tensor, view: Tensor | None = None, told: tuple[Tensor, ...] = (),
+                tau: Tensor | None = None) -> Terms:
         e, estimator = self.experiment, ESTIMATORS[self.experiment.estimator]
+        if tau is not None:
+            estimator = partial(estimator, tau=tau)
         if view is None:
             terms = estimator(self.model, x, e, self.generator)
         else:

@@ -35,7 +35,7 @@ class Experiment:
     """Every choice of one run. Defaults are the paper's wherever it says what it did, but for `kl_y_form`.
 
     `None` asks for the default that depends on the other choices; after construction no field
-    is None except `train_limit`, and except those that the run does not use (`tau` and `kl_y_form`
+    is None except `train_limit`, `tau_start`, and those that the run does not use (`tau` and `kl_y_form`
     without a relaxation, `annealing_steps` without annealing), so that one run has one id.
 
     Raises ExperimentError, before any work, for a choice that cannot be run.
@@ -48,6 +48,9 @@ class Experiment:
     z_dim: int = choice(64, "D, the dimension of z", least=1, reason="the code of the blog post that the paper "
                         "cites for the model (Shu, 2016) has 64")
     tau: float | None = choice(None, "temperature of the relaxed y; 0.3, `reinmax` 1", "0.3", above=0, null=True)
+    tau_start: float | None = choice(None, "temperature of `concrete` at the first step, if it is to fall, by the same "
+                                     "factor each step, to `tau` at the last of all epochs",
+                                     "one temperature", neutral=None, above=0, null=True)
     kl_y_form: str | None = choice(
         None, "the KL(q(y|x)||p(y)) of `concrete`: `relaxed`, the ratio of Concrete densities at "
         "the sample, or `categorical`, the closed form; the other estimators have a discrete y "
@@ -147,15 +150,12 @@ class Experiment:
             if self.posterior == "sparse" and getattr(self, name) != off:
                 refuse(name, getattr(self, name), f"{off!r} with {self.estimator!r}, whose q(y|x) has zeros")
         # A choice that this run does not use must not give it another id.
-        if not estimator.relaxed:
-            self._set("tau", None)
-        if self.kl_y_form not in estimator.kl_y_forms:
-            self._set("kl_y_form", None)
-        if self.annealing == "none":
-            self._set("annealing_steps", None)
-        if self.views == "none":
-            self._set("agreement", None)
-            self._set("balanced", True)
+        unused = {"tau": not estimator.relaxed, "kl_y_form": self.kl_y_form not in estimator.kl_y_forms,
+                  "tau_start": self.estimator != "concrete", "annealing_steps": self.annealing == "none",
+                  "agreement": self.views == "none"}
+        for name in filter(unused.get, unused):
+            self._set(name, None)
+        self._set("balanced", self.balanced or self.views == "none")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else

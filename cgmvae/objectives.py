@@ -98,18 +98,20 @@ def given_y(model: GMVAE, x: Tensor, from_h: Tensor, y: Tensor, noise: Tensor,
     return model.log_p_x(x, z), kl_z
 
 
-def concrete(model: GMVAE, x: Tensor, experiment: Experiment,
-             generator: Generator | None = None, h: Tensor | None = None) -> Terms:
+def concrete(model: GMVAE, x: Tensor, experiment: Experiment, generator: Generator | None = None,
+             h: Tensor | None = None, tau: Tensor | None = None) -> Terms:
     """Eq. 7 and 8: one relaxed sample in the place of the sum. O(1) in K.
 
     `experiment.kl_y_form` says what is meant by KL(q(y|x)||p(y)): `relaxed`, eq. 7 to the letter,
     with q and p both Concrete and their log-density ratio taken at the sample, or `categorical`.
+    `tau` is the temperature where it is another than the experiment's, as while it falls.
     """
+    tau = experiment.tau if tau is None else tau
     h = model.encode(x) if h is None else h
     logits_y = model.logits_y(h)
-    log_y = concrete_sample(logits_y, experiment.tau, generator)
+    log_y = concrete_sample(logits_y, tau, generator)
     if experiment.kl_y_form == "relaxed":
-        kl_y = concrete_log_ratio(log_y, logits_y, experiment.tau)
+        kl_y = concrete_log_ratio(log_y, logits_y, tau)
     else:
         kl_y = categorical_kl(logits_y.log_softmax(-1), model.log_p_y())
     log_px, kl_z = one_label(model, x, h, log_y.exp(), experiment, generator)

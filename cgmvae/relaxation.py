@@ -34,7 +34,7 @@ def gumbel_max(logits: Tensor, generator: Generator | None = None) -> Tensor:
     return (logits + gumbel(logits, generator)).argmax(-1)
 
 
-def concrete_sample(logits: Tensor, tau: float, generator: Generator | None = None) -> Tensor:
+def concrete_sample(logits: Tensor, tau: float | Tensor, generator: Generator | None = None) -> Tensor:
     """ln y for y ~ Concrete(softmax(logits), tau), differentiable in `logits`.
 
     Args:
@@ -68,7 +68,7 @@ def concrete_log_density(log_y: Tensor, logits: Tensor, tau: float) -> Tensor:
     return constant + score.sum(-1) - K * score.logsumexp(-1)
 
 
-def concrete_log_ratio(log_y: Tensor, logits: Tensor, tau: float) -> Tensor:
+def concrete_log_ratio(log_y: Tensor, logits: Tensor, tau: float | Tensor) -> Tensor:
     """ln of the ratio of two Concrete densities at the same ln y, in nats: the one with `logits`
     over the one with all labels alike, both at temperature tau. Eq. 7 asks for it.
 

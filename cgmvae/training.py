@@ -105,7 +105,8 @@ class Trainer:
         x = self.splits.train.batch(rows, self.noise)
         view = None if e.views == "none" else self.splits.train.view(rows, e.views, self.noise)
         w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
-        terms = self.estimate(x, view, self.told())
+        tau = None if e.tau_start is None else annealing.temperature(self.t, self.last, e.tau_start, e.tau)
+        terms = self.estimate(x, view, self.told(), tau)
         loss = -objectives.elbo(terms, w, e.beta).mean()
         if view is not None:
             loss = loss + e.agreement * terms["agreement"].mean()

@@ -185,6 +185,7 @@ BAD = {
     "padding": ({"padding": "full"}, "padding", "one of 'same', 'valid'"),
     "z_dim": ({"z_dim": 0}, "z_dim", "a whole number of at least 1"),
     "decoder_units": ({"decoder_units": -1}, "decoder_units", "a whole number of at least 0"),
+    "tau_start": ({"tau_start": 0}, "tau_start", "a number above 0"),
     "initialisation": ({"initialisation": "xavier"}, "initialisation", "one of 'torch', 'glorot', 'he'"),
     "beta": ({"beta": 0}, "beta", "a number above 0"),
     "kl_z_form": ({"kl_z_form": "exact"}, "kl_z_form", "one of 'sampled', 'closed'"),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cgmvae.annealing import SCHEDULES
+from cgmvae.annealing import SCHEDULES, temperature
 
 AT = [0, 500, 2000, 4000, 10**6]
 KNOWN = {
@@ -38,3 +38,10 @@ def test_the_printed_formula_falls_and_the_ramp_rises():
 @pytest.mark.parametrize("name", ("ramp", "printed", "linear"))
 def test_the_time_scale_is_in_steps(name):
     assert SCHEDULES[name](30.0, 100) == pytest.approx(float(SCHEDULES[name](600.0, 2000)))
+
+
+def test_a_falling_temperature_is_a_straight_line_in_its_logarithm():
+    t = torch.arange(0, 401.0)
+    tau = temperature(t, 400, 1.6, 0.1)
+    assert tau[[0, 100, 200, 400]].tolist() == pytest.approx([1.6, 0.8, 0.4, 0.1])
+    assert temperature(torch.tensor(500.0), 400, 1.6, 0.1) == pytest.approx(0.1)  # not below

@@ -38,7 +38,7 @@ def no_work(monkeypatch):
 
 PAPER = {
     "dataset": "mnist", "estimator": "concrete", "K": 10, "z_dim": 64, "tau": 0.3,
-    "kl_y_form": "relaxed", "annealing": "ramp", "annealing_steps": 2000,
+    "tau_start": None, "kl_y_form": "relaxed", "annealing": "ramp", "annealing_steps": 2000,
     "likelihood": "bernoulli", "binarisation": "threshold", "padding": "same",
     "decoder_units": 0, "initialisation": "glorot", "beta": 1.0, "kl_z_form": "sampled",
     "spread_logits": False, "views": "none", "agreement": None, "balanced": True, "labelled": 0,
@@ -111,7 +111,7 @@ def test_values_of_another_type(choices):
 
 OTHERS = {
     "dataset": "mnist-sample", "estimator": "straight_through", "K": 11, "z_dim": 32, "tau": 0.4,
-    "kl_y_form": "categorical", "annealing": "printed", "annealing_steps": 100,
+    "tau_start": 1.0, "kl_y_form": "categorical", "annealing": "printed", "annealing_steps": 100,
     "likelihood": "cross_entropy", "binarisation": "dynamic", "padding": "valid",
     "decoder_units": 256, "initialisation": "he", "beta": 0.5, "kl_z_form": "closed",
     "spread_logits": True, "views": "digits", "agreement": 30.0, "balanced": False,
@@ -134,7 +134,7 @@ def test_a_field_that_came_later_spares_the_old_records():
     """Neutral, it is no part of the id; and a record that lacks it is read as having that value."""
     old = {k: v for k, v in PAPER.items() if k not in NEUTRAL}
     assert set(NEUTRAL) == {"initialisation", "beta", "kl_z_form", "spread_logits", "views",
-                            "agreement", "balanced", "labelled", "learning_rate_schedule"}
+                            "agreement", "balanced", "labelled", "learning_rate_schedule", "tau_start"}
     assert Experiment(**filled_in(old)) == Experiment(initialisation="torch", **LITERAL)
     assert filled_in(PAPER) == PAPER
     for name, value in NEUTRAL.items():

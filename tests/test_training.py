@@ -47,6 +47,29 @@ def outcome(run: training.Trainer) -> dict:
 
 # One step
 
+def temperatures(e, monkeypatch, **choices):
+    """Those that the steps of a run relax their labels at, by the first step's sample function."""
+    seen = []
+    sample = objectives.concrete_sample
+    monkeypatch.setattr(objectives, "concrete_sample",
+                        lambda logits, tau, noise: seen.append(float(tau)) or sample(logits, tau, noise))
+    run = trainer(e, **choices)
+    for _ in run.run():
+        pass
+    return seen, run
+
+
+def test_a_falling_temperature_is_the_steps_own(monkeypatch):
+    e = small(tau_start=1.0, tau=0.1, epochs=2)
+    seen, run = temperatures(e, monkeypatch)
+    assert seen == pytest.approx([10 ** (-t / 10) for t in range(10)], rel=1e-5)
+    constant, other = temperatures(e.but(tau_start=None), monkeypatch)
+    assert constant == [0.1] * 10 and not same(weights(run.model), weights(other.model))
+    level, again = temperatures(e.but(tau_start=0.1), monkeypatch)  # it falls from 0.1 to 0.1
+    assert level == pytest.approx([0.1] * 10) and again.progress["curves"][-1]["validation_loss"] == pytest.approx(
+        other.progress["curves"][-1]["validation_loss"], rel=1e-4)
+
+
 def test_a_step_is_adam_on_the_negative_elbo():
     """The first two steps again, with a plain optimiser on a copy of the model."""
     e = small(K=4, learning_rate=3e-3, annealing="ramp")

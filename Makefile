@@ -16,7 +16,7 @@ export TQDM_DISABLE := 1
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help fresh book test browser pdf links lab slides student times bench workflow table1 small half \
+.PHONY: help fresh book test browser pdf links lab slides student times bench peers workflow table1 small half \
 	newest address lock clean distclean
 
 help:  ## list the targets
@@ -79,6 +79,9 @@ times: book  ## print how long each chapter takes on this machine
 bench: .venv/done  ## time a step beside plain PyTorch and Pyro; saves results/benchmarks/
 	$(BIN)/python benchmarks/bench.py
 
+peers: .venv-peers/done  ## train VaDE and DEC of ClustPy on the same digits, hours of a core; saves results/peers/
+	OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/peers.py
+
 # One job a run, through papermill, as many at a time as there are cores (JOBS=n for another number).
 # A killed call goes on where it was when it is given again.
 JOBS ?= all
@@ -119,9 +122,14 @@ INSTALL = VIRTUAL_ENV="$(CURDIR)/$(1)" $(1)/bin/uv pip install --compile-bytecod
 	$(call INSTALL,.venv-workflow,requirements-workflow.lock)
 	@touch $@
 
+.venv-peers/done: requirements-peers.lock pyproject.toml .venv-peers/bin/uv
+	$(call INSTALL,.venv-peers,requirements-peers.lock)
+	.venv-peers/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
 # Where no interpreter fits and none was named, a uv of any other python3 fetches one. That uv comes
 # into a folder, which takes pip, or into a venv, which takes venv: an old python3 may have either.
-.venv/bin/uv .venv-workflow/bin/uv .venv-newest/bin/uv:
+.venv/bin/uv .venv-workflow/bin/uv .venv-peers/bin/uv .venv-newest/bin/uv:
 	@venv=$(@:/bin/uv=); \
 	if "$(PYTHON)" -c '$(FITS)' 2>/dev/null; then \
 		"$(PYTHON)" -m venv $$venv; \
@@ -150,6 +158,7 @@ lock: .venv/bin/uv  ## write the locks anew from pyproject.toml (keeps pins that
 	$(LOCK) --group browser --constraint requirements.lock -o requirements-browser.lock
 	$(LOCK) --group lab --constraint requirements.lock -o requirements-lab.lock
 	$(LOCK) --group workflow -o requirements-workflow.lock
+	$(LOCK) --group peers --constraint requirements.lock pyproject.toml -o requirements-peers.lock
 
 clean:  ## remove the built book and what the tests leave
 	rm -rf _build .pytest_cache

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 LOCKS = {"book": "requirements.lock", "browser": "requirements-browser.lock",
-         "lab": "requirements-lab.lock", "workflow": "requirements-workflow.lock"}
+         "lab": "requirements-lab.lock", "workflow": "requirements-workflow.lock",
+         "peers": "requirements-peers.lock"}
 every_lock = pytest.mark.parametrize("of", LOCKS)
 MODULES = sorted(path.stem for path in (ROOT / "cgmvae").glob("*.py") if path.stem[0] != "_")
 

@@ -192,3 +192,12 @@ def glue_figure(name: str, figure: Any, alt: str) -> None:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     glue(name, HTML(f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'))
+
+
+def glue_words(name: str, words: str) -> None:
+    """Give a paragraph a name by which another page shows it; `glue` is for numbers and words of this one."""
+    from html import escape
+
+    from IPython.display import HTML
+
+    glue(name, HTML(f"<p>{escape(words)}</p>"))

@@ -138,3 +138,42 @@ def cost_calculator() -> str:
 <label>Batch <input class="B" type="number" min="1" max="100000" value="128" style="width:6em"></label>"""
     body = """<p class="answer" aria-live="polite" style="font-size:1.05em"></p>"""
     return _page("cost_calculator", "Cost of a training step", controls, body, cost_lines())
+
+
+def bias_and_noise(moving: dict[float, dict[str, tuple[float, float]]], still: dict[str, tuple[float, float]],
+                   colours: dict[str, str]) -> str:
+    """Estimators by standard deviation and bias, with a slider for the temperature.
+
+    Args:
+        moving: by temperature and name, (sd, bias) of those that have one, both above 0 or 0 for a bias.
+        still: by name, of those that have none. colours: by name.
+    """
+    every = [*still.values(), *(point for frame in moving.values() for point in frame.values())]
+    low, high = (math.log(f(sd for sd, _ in every)) for f in (min, max))
+    top = 1.05 * max(bias for _, bias in every)
+
+    def place(sd: float, bias: float) -> list[float]:
+        return [round(400 * (math.log(sd) - low) / (high - low), 1), round(200 * (1 - bias / top), 1)]
+
+    def dot(name: str, at: str = "", lift: int = 5) -> str:
+        return (f'<g{at}><circle r="6" fill="{colours[name]}" stroke="#fff"/>'
+                f'<text x="9" y="{-lift}" font-size="12" fill="#111">{name}</text></g>')
+
+    taus = sorted(moving)
+    names = list(moving[taus[0]])
+    fixed = "".join(dot(n, ' transform="translate({} {})"'.format(*place(*p)), lift)  # names that do not overlap
+                    for (n, p), lift in zip(still.items(), itertools.cycle((5, 19, 33))))
+    ticks = "".join(f'<text x="{place(n, 0)[0]}" y="218" text-anchor="middle">{n}</text>'
+                    for n in (0.5, 1, 2, 5, 10, 20, 50) if low <= math.log(n) <= high)
+    start = min(range(len(taus)), key=lambda i: abs(taus[i] - 0.3))
+    controls = f"""<label>Temperature τ = <output>{taus[start]}</output><br>
+<input type="range" min="0" max="{len(taus) - 1}" value="{start}" step="1" aria-label="temperature"></label>"""
+    body = f"""<svg viewBox="-50 -16 560 266" width="100%" style="max-width:640px" role="img"
+ aria-label="Bias against standard deviation; colder labels move to the right, warmer ones up">
+<path d="M0 0 V200 H480" fill="none" stroke="#333"/><g>{fixed}</g>
+<g class="moving">{"".join(map(dot, names))}</g>
+<g font-size="13" fill="#111">{ticks}<text x="200" y="240" text-anchor="middle">standard deviation at K passes</text>
+<text x="-8" y="204" text-anchor="end">0</text><text x="-8" y="15" text-anchor="end">{top / 1.05:.1f}</text>
+<text transform="translate(-30 100) rotate(-90)" text-anchor="middle">bias</text></g></svg>"""
+    return _page("bias_and_noise", "Bias and noise against temperature", controls, body,
+                 {"frames": [[place(*moving[tau][n]) for n in names] for tau in taus], "tau": taus})

@@ -9,7 +9,15 @@ import torch
 from cgmvae import annealing, costs, interactive
 from cgmvae.experiment import preset
 
-PAGES = {"cloud": interactive.simplex_cloud, "schedules": interactive.schedules,
+MOVING = {0.5: {"a": (1.0, 2.0), "b": (2.0, 0.5)}, 0.1: {"a": (4.0, 0.0), "b": (2.0, 0.5)}}
+STILL = {"c": (1.0, 0.0)}
+
+
+def bias_and_noise():
+    return interactive.bias_and_noise(MOVING, STILL, dict.fromkeys("abc", "#000"))
+
+
+PAGES = {"bias": bias_and_noise, "cloud": interactive.simplex_cloud, "schedules": interactive.schedules,
          "cost": interactive.cost_calculator}
 
 
@@ -61,3 +69,13 @@ def test_the_cloud_is_of_concrete_samples():
     assert shares == pytest.approx([0.2, 0.3, 0.5], abs=0.04)
     hot = torch.tensor(v["frames"][-1])
     assert hot.std(0).max() < cold.std(0).min()
+
+
+def test_points_move_by_temperature_from_left_to_right_and_up():
+    page = bias_and_noise()
+    v = values(page)
+    assert v["tau"] == [0.1, 0.5]
+    cold, warm = v["frames"]
+    assert cold[0] == [400, 200] and cold[1] == warm[1] == [200, pytest.approx(200 - 200 * 0.5 / 2.1, abs=0.1)]
+    assert warm[0] == [0, pytest.approx(200 - 200 / 1.05, abs=0.1)]
+    assert 'translate(0.0 200.0)' in page and page.count("<circle") == 3

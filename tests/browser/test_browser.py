@@ -178,8 +178,8 @@ def test_moving_figures_move(opened):
             assert figure.inner_html() != before, control.get_attribute("aria-label")
 
 
-def test_there_are_three_moving_figures():
-    assert sum(len(source(name).select(".cgmvae-widget")) for name in PAGES) == 3
+def test_there_are_four_moving_figures():
+    assert sum(len(source(name).select(".cgmvae-widget")) for name in PAGES) == 4
 
 
 def test_fits_a_phone(served):

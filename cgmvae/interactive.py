@@ -161,8 +161,9 @@ def bias_and_noise(moving: dict[float, dict[str, tuple[float, float]]], still: d
 
     taus = sorted(moving)
     names = list(moving[taus[0]])
+    by_noise = sorted(still.items(), key=lambda item: item[1])
     fixed = "".join(dot(n, ' transform="translate({} {})"'.format(*place(*p)), lift)  # names that do not overlap
-                    for (n, p), lift in zip(still.items(), itertools.cycle((5, 19, 33))))
+                    for (n, p), lift in zip(by_noise, itertools.cycle((5, 19, 33))))
     ticks = "".join(f'<text x="{place(n, 0)[0]}" y="218" text-anchor="middle">{n}</text>'
                     for n in (0.5, 1, 2, 5, 10, 20, 50) if low <= math.log(n) <= high)
     start = min(range(len(taus)), key=lambda i: abs(taus[i] - 0.3))

@@ -1,4 +1,4 @@
-"""Deep clusterings of another package on this book's digits, as chapter 8's table sets them beside ours.
+"""Deep clusterings of another package on this book's digits, to be set beside chapter 8's.
 
     make peers        # in an environment of its own; hours of one core
 

@@ -170,7 +170,7 @@ def bias_and_noise(moving: dict[float, dict[str, tuple[float, float]]], still: d
     controls = f"""<label>Temperature τ = <output>{taus[start]}</output><br>
 <input type="range" min="0" max="{len(taus) - 1}" value="{start}" step="1" aria-label="temperature"></label>"""
     body = f"""<svg viewBox="-50 -16 560 266" width="100%" style="max-width:640px" role="img"
- aria-label="Bias against standard deviation; colder labels move to the right, warmer ones up">
+ aria-label="Bias against standard deviation of each estimator, at the temperature of the slider">
 <path d="M0 0 V200 H480" fill="none" stroke="#333"/><g>{fixed}</g>
 <g class="moving">{"".join(map(dot, names))}</g>
 <g font-size="13" fill="#111">{ticks}<text x="200" y="240" text-anchor="middle">standard deviation at K passes</text>

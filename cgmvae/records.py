@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cgmvae import checkpoints, data
@@ -134,6 +135,18 @@ def frame(records: list[Record]) -> pd.DataFrame:
 def curves(record: Record) -> pd.DataFrame:
     """A record's training curves, one row an epoch."""
     return pd.DataFrame(record["progress"]["curves"]).set_index("epoch")
+
+
+def clock(record: Record) -> np.ndarray:
+    """Seconds of training at the end of each epoch, (epochs,).
+
+    On a processor its own seconds, shared out evenly, as epochs are alike: what others ran beside it does not
+    count, but for what they took of the caches. Elsewhere, and in older records, those on the wall.
+    """
+    seconds = curves(record).seconds.to_numpy()
+    if record["environment"]["device"] != "cpu" or "processor" not in record["seconds"]:
+        return seconds
+    return np.arange(1, len(seconds) + 1) * record["seconds"]["processor"] / len(seconds)
 
 
 def table(records: list[Record]) -> pd.DataFrame:

@@ -18,7 +18,6 @@ class Nearest:
     made = []
 
     def __init__(self, **choices):
-        self.choices = choices
         self.made.append(choices)
 
     def fit(self, images):

@@ -266,3 +266,12 @@ def test_information_of_an_older_record_follows_from_what_it_holds(record):
     assert information(record) == pytest.approx(known, abs=1e-6)
     record["metrics"]["test_information"] = 0.25
     assert information(record) == 0.25
+
+
+def test_the_clock_is_the_processors_where_the_record_has_it():
+    rows = [{"epoch": k, "seconds": s} for k, s in ((1, 3.0), (2, 4.0), (3, 9.0))]
+    record = {"progress": {"curves": rows}, "environment": {"device": "cpu"},
+              "seconds": {"training": 9.0, "processor": 6.0}}
+    assert records.clock(record).tolist() == [2, 4, 6]
+    assert records.clock(record | {"environment": {"device": "cuda"}}).tolist() == [3, 4, 9]
+    assert records.clock(record | {"seconds": {"training": 9.0}}).tolist() == [3, 4, 9]

@@ -47,15 +47,16 @@ def outcome(run: training.Trainer) -> dict:
 
 # One step
 
-def temperatures(e, monkeypatch, **choices):
-    """Those that the steps of a run relax their labels at, by the first step's sample function."""
+def temperatures(e, monkeypatch):
+    """Those that the steps of a run relax their labels at, and the run."""
     seen = []
     sample = objectives.concrete_sample
-    monkeypatch.setattr(objectives, "concrete_sample",
+    with monkeypatch.context() as patched:
+        patched.setattr(objectives, "concrete_sample",
                         lambda logits, tau, noise: seen.append(float(tau)) or sample(logits, tau, noise))
-    run = trainer(e, **choices)
-    for _ in run.run():
-        pass
+        run = trainer(e)
+        for _ in run.run():
+            pass
     return seen, run
 
 

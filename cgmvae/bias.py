@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import torch
 from torch import Generator, Tensor
-from torch.nn.utils import parameters_to_vector
 
 from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
-from cgmvae.gradients import concrete_moments, corners, exact, moments
+from cgmvae.gradients import (at_labels, concrete_moments, concrete_weights, corners, exact, label_variance,
+                              moments)
 from cgmvae.model import GMVAE
-from cgmvae.objectives import categorical_kl, elbo, given_y
+from cgmvae.objectives import categorical_kl, given_y
 from cgmvae.relaxation import concrete_log_ratio, concrete_sample
 
 NETWORKS = {"decoder": ("decoder",), "q(z|x, y)": ("q_z_from_h", "q_z_from_y", "q_z_layers")}
@@ -32,56 +32,62 @@ def label_gradients(model: GMVAE, x: Tensor, experiments: dict[str, Experiment],
     e, *_ = experiments.values()
     noise = torch.randn(noises, len(x), model.z_dim, device=x.device, dtype=x.dtype, generator=generator)
     at = [corners(model, x, n, e) for n in noise]
-    truth = torch.stack([exact(c.q, c.f) for c in at])  # (noises, B, K)
+    q, f = at[0].q, torch.stack([c.f for c in at])  # (B, K), (noises, B, K)
+    truth, turned = exact(q, f), q.diag_embed() - q[..., None] * q[:, None]  # of the softmax: dq / d logits
     size, rows = truth.mean(0).norm(), []
     for e in experiments.values():
         found = [concrete_moments(model, x, n, e, draws, generator) if e.estimator == "concrete"
                  else moments(e.estimator, c, e.tau, generator) for n, c in zip(noise, at, strict=True)]
         mean, variance = (torch.stack([m[i] for m in found]) for i in (0, 1))
-        off = mean - truth
+        off, by_z = mean - truth, mean.var(0).sum(-1)
         if e.estimator == "marginal":  # each label has its own noise of z, where the others share one
-            f = torch.stack([torch.stack([at[(n + k) % noises].f[:, k] for k in range(model.K)], -1)
-                             for n in range(noises)])
-            mean = exact(at[0].q, f)
+            by_z = (turned ** 2 * f.var(0)[:, None]).sum((-1, -2))
         rows.append({"passes": ESTIMATORS[e.estimator].passes(model.K), "bias": off.mean(0).norm(),
                      "bias_error": (off.var(0).sum() / noises).sqrt(),
-                     "sd": (variance.mean(0) + mean.var(0).sum(-1)).sum().sqrt(),
+                     "sd": (variance.mean(0) + by_z).sum().sqrt(),
                      "sd_label": variance.mean(0).sum().sqrt()})
     table = pd.DataFrame(rows, index=pd.Index(list(experiments), name="estimator")).astype(float)
     return table.assign(**{k: table[k] / size.item() for k in table if k != "passes"})
 
 
-def network_gradients(model: GMVAE, x: Tensor, experiments: dict[str, Experiment], draws: int,
+def network_gradients(model: GMVAE, x: Tensor, experiments: dict[str, Experiment], noises: int, draws: int,
                       generator: Generator | None = None) -> pd.DataFrame:
-    """The same for the decoder and for q(z|x, y), of the mean over the images, by sampling each estimator.
+    """The same for the weights of the decoder and of q(z|x, y), of the mean over the images.
 
-    The exact gradient is the mean of as many draws of the marginal, which any bias is measured against; the error of
-    both is in `bias_error`. Rows are (estimator, network).
+    By sums over labels, but for Concrete, of which `draws` are made for each noise. Rows are (estimator, network).
     """
     e, *_ = experiments.values()
-    everything = {"": e.but(estimator="marginal")} | experiments
-    drawn: dict[str, list[Tensor]] = {}
-    for shown, e in everything.items():
-        for _ in range(draws):
-            model.zero_grad(set_to_none=True)
-            elbo(ESTIMATORS[e.estimator](model, x, e, generator), 1.0, e.beta).mean().backward()
-            for network, parts in NETWORKS.items():
-                found = [p.grad for n, p in model.named_parameters() if n.split(".")[0] in parts]
-                drawn.setdefault((shown, network), []).append(parameters_to_vector(found))
-    model.zero_grad(set_to_none=True)
-    stacks = {key: torch.stack(value) for key, value in drawn.items()}
-    mean = {key: each.mean(0) for key, each in stacks.items()}
-    variance = {key: each.var(0).sum().item() for key, each in stacks.items()}
+    noise = torch.randn(noises, len(x), model.z_dim, device=x.device, dtype=x.dtype, generator=generator)
+    with torch.no_grad():
+        q = model.log_q_y(model.encode(x)).exp()
     rows = {}
-    for shown, network in stacks:
-        if shown:
-            size = mean["", network].norm().item()
-            rows[shown, network] = {
-                "passes": ESTIMATORS[experiments[shown].estimator].passes(model.K),
-                "bias": (mean[shown, network] - mean["", network]).norm().item() / size,
-                "bias_error": ((variance[shown, network] + variance["", network]) / draws) ** 0.5 / size,
-                "sd": variance[shown, network] ** 0.5 / size}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["estimator", "network"])
+    for network, parts in NETWORKS.items():
+        weights = [p for n, p in model.named_parameters() if n.split(".")[0] in parts]
+        mean, label, own = torch.zeros(()), dict.fromkeys(experiments, 0.0), 0.0
+        for image, n, p in zip(x.split(1), noise.split(1, 1), q, strict=True):
+            each = torch.stack([at_labels(model, image, one, e, weights) for one in n])  # (noises, K, P)
+            products = each @ each.mT
+            mean = mean + p @ each / len(x)
+            own += (p ** 2 * each.var(0).sum(-1)).sum() / len(x) ** 2
+            for shown, e in experiments.items():
+                if e.estimator != "concrete":
+                    label[shown] += label_variance(e.estimator, p, products).mean() / len(x) ** 2
+        size = mean.mean(0).norm()
+        for shown, e in experiments.items():
+            off, shared = torch.zeros_like(mean), mean.var(0).sum()
+            if e.estimator == "concrete":
+                drawn = torch.stack([torch.stack([concrete_weights(model, x, n, e, weights, generator)
+                                                  for _ in range(draws)]) for n in noise])
+                off, label[shown] = drawn.mean(1) - mean, drawn.var(1).sum(-1).mean()
+                shared = drawn.mean(1).var(0).sum() - label[shown] / draws
+            elif e.estimator == "marginal":  # each label has its own noise of z, where the others share one
+                shared = own
+            rows[shown, network] = {"passes": ESTIMATORS[e.estimator].passes(model.K),
+                                    "bias": off.mean(0).norm() / size,
+                                    "bias_error": (off.var(0).sum() / noises).sqrt() / size,
+                                    "sd": (label[shown] + shared).sqrt() / size}
+    table = pd.DataFrame.from_dict(rows, orient="index").astype(float)
+    return table.rename_axis(["estimator", "network"])
 
 
 def relaxation_gap(model: GMVAE, x: Tensor, e: Experiment, temperatures: list[float], draws: int,

@@ -1,4 +1,4 @@
-"""Mean and variance of the estimators' gradients for the label, by sums over labels. Chapter 11.
+"""Mean and variance of the estimators' gradients, by sums over labels. Chapter 11.
 
 With the noise of z given, all that is random in an exact label is which of K it is. Its mean and its variance are
 then sums over labels, and nothing is sampled. What is sampled is told with its standard error. f is
@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.utils import parameters_to_vector
 
 from cgmvae.checks import one_of
 from cgmvae.discrete import NOISES
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
 from cgmvae.objectives import categorical_kl, given_y
@@ -147,6 +149,47 @@ def concrete_moments(model: GMVAE, x: Tensor, noise: Tensor, e: Experiment, draw
     each, = torch.autograd.grad(value.sum(), logits)
     variance = each.var(0).sum(-1)
     return Moments(each.mean(0), variance, (variance / draws).sqrt())
+
+
+def at_labels(model: GMVAE, x: Tensor, noise: Tensor, e: Experiment, weights: list[Tensor]) -> Tensor:
+    """The gradient of f for some networks' weights at every label, (K, P), of one image (1, C, H, W) with one
+    noise of z (1, D)."""
+    with torch.no_grad():
+        h = model.encode(x)
+    y = torch.eye(model.K, dtype=h.dtype, device=h.device)[:, None]
+    log_px, kl_z = given_y(model, x, model.q_z_h(h), y, noise, e.kl_z_form)
+    f = (log_px - e.beta * kl_z)[:, 0]
+    each = torch.autograd.grad(f, weights, torch.eye(model.K, dtype=f.dtype, device=f.device),
+                               is_grads_batched=True)
+    return torch.cat([g.flatten(1) for g in each], 1)
+
+
+def label_variance(name: str, q: Tensor, products: Tensor) -> Tensor:
+    """Variance of an estimator's gradient for the weights, over the labels that it draws, summed over weights.
+
+    Its mean is that of the sum for every exact label, so that there is no bias to tell.
+
+    Args:
+        q: (K,). products: between what `at_labels` returns at each two labels, (K, K), or (N, K, K) of N noises of z.
+    """
+    if name == "marginal":
+        return torch.zeros_like(products[..., 0, 0])
+    by_sum = name == "sum_and_sample"  # the surest label is not drawn, only one of the rest
+    rest = q * (torch.arange(len(q), device=q.device) != q.argmax()) if by_sum else q
+    r = rest.sum()
+    p = rest / r.clamp_min(torch.finfo(q.dtype).tiny)
+    spread = products.diagonal(dim1=-2, dim2=-1) @ p - products @ p @ p
+    return r ** 2 * spread.clamp_min(0) / (ESTIMATORS[name].passes(len(q)) - by_sum)
+
+
+def concrete_weights(model: GMVAE, x: Tensor, noise: Tensor, e: Experiment, weights: list[Tensor],
+                     generator: Generator | None = None) -> Tensor:
+    """One draw of the gradient for the weights with a relaxed label, of the mean over the images: (P,)."""
+    with torch.no_grad():
+        h = model.encode(x)
+        log_y = concrete_sample(model.log_q_y(h), e.tau, generator)
+    log_px, kl_z = given_y(model, x, model.q_z_h(h), log_y.exp(), noise, e.kl_z_form)
+    return parameters_to_vector(torch.autograd.grad((log_px - e.beta * kl_z).mean(), weights))
 
 
 def _one_hot(q: Tensor) -> Tensor:

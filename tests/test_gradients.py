@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from helpers import Toy, small, toy_images
-from test_discrete import NoiseOfZ, seeded
+from test_discrete import PARTS, NoiseOfZ, seeded
 from torch.nn.utils import parameters_to_vector
 
 from cgmvae import ExperimentError, bias, gradients
@@ -123,7 +123,7 @@ def test_a_table_of_labels_gradients():
     assert table.loc["leave_one_out_4", "sd_label"] < table.loc["leave_one_out_2", "sd_label"]
 
 
-NETWORKS = {"decoder": ("x_z", "x_0"), "q(z|x, y)": ("q_mean_x", "q_mean_y", "q_scale_x", "q_scale_y")}  # the toy's
+NETWORKS = {"decoder": PARTS["the decoder"], "q(z|x, y)": PARTS["q(z|x, y)"]}  # the toy's
 
 
 @functools.cache

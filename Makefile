@@ -76,8 +76,9 @@ student: .venv/done  ## the chapters without their solutions, with stubs and che
 times: book  ## print how long each chapter takes on this machine
 	$(BIN)/python tools/times.py
 
-bench: .venv/done  ## time a step beside plain PyTorch and Pyro; saves results/benchmarks/
+bench: .venv/done  ## time a step and train to a level beside plain PyTorch and Pyro, hours of a core; saves results/benchmarks/
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/quality.py
 
 peers: .venv-peers/done  ## train VaDE and DEC of ClustPy on the same digits, hours of a core; saves results/peers/
 	OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/peers.py

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Timer
 
-from cgmvae import data, devices, figures, records, training
+from cgmvae import benchmark_figures, data, devices, figures, records, training
 from cgmvae.costs import count
 from cgmvae.experiment import Experiment, preset
 from cgmvae.run import machine
@@ -33,9 +33,10 @@ from cgmvae.run import machine
 CELLS = [("mnist", "concrete", 10), ("cifar100", "concrete", 20),
          ("mnist", "marginal", 10), ("cifar100", "marginal", 20)]
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-BOUNDS = {"float32": {"plain": 0.70, "pyro": 0.65}, "bf16": {"plain": 0.45, "pyro": 0.42}}
-WIDE_BOUND = 1.10
-"""How much longer than with K = 10 a Concrete step with K = 1,000 is meant to take at most."""
+BOUNDS = {"float32": {"concrete": 0.58, "marginal": 0.58}, "bf16": {"concrete": 0.25, "marginal": 0.22}}
+"""What share of plain PyTorch's step a step is meant to take at most."""
+WIDE_SLACK = 0.02
+"""How far the ratio of a Concrete step at K = 1,000 to one at K = 10 may lie above the counted one."""
 BATCH = 128
 
 
@@ -58,14 +59,13 @@ def ours(e: Experiment, device: torch.device, precision: str):
 
 
 def plain(e: Experiment, device: torch.device):
-    """Plain PyTorch; its batch is ready in float32, which is a little less than ours has to do."""
+    """Plain PyTorch: the model, and its step on a batch of images."""
     from plain import PlainGMVAE, plain_concrete, plain_marginal
 
     model = PlainGMVAE(e.image_shape, e.K, e.z_dim).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    x = torch.rand(e.batch_size, *e.image_shape, device=device).round()
 
-    def step() -> None:
+    def step(x: torch.Tensor) -> None:
         optimiser.zero_grad()
         if e.estimator == "marginal":
             loss = plain_marginal(model, x, torch.randn(e.K, len(x), e.z_dim, device=device))
@@ -74,17 +74,37 @@ def plain(e: Experiment, device: torch.device):
             loss = plain_concrete(model, x, torch.randn(len(x), e.z_dim, device=device), uniform)
         loss.backward()
         optimiser.step()
-    return step
+    return model, step
 
 
 def pyro(e: Experiment, device: torch.device):
-    """The same networks in Pyro."""
+    """The same networks in Pyro: the model, and its step on a batch of images."""
     from pyro_peer import PyroGMVAE, svi
 
     torch.set_default_device(device)
-    inference = svi(PyroGMVAE(e.image_shape, e.K, e.z_dim), e.estimator)
-    x = torch.rand(e.batch_size, *e.image_shape).round()
-    return lambda: inference.step(x)
+    model = PyroGMVAE(e.image_shape, e.K, e.z_dim)
+    return model, svi(model, e.estimator).step
+
+
+PEERS = {"plain": plain, "pyro": pyro}
+
+
+def step_of(name: str, e: Experiment, device: torch.device):
+    """The step to time. A peer's batch is ready in float32, which is a little less than ours has to do."""
+    kind, _, precision = name.partition(" ")
+    if kind == "ours":
+        return ours(e, device, precision)
+    x = torch.rand(e.batch_size, *e.image_shape, device=device).round()
+    _, step = PEERS[kind](e, device)
+    return lambda: step(x)
+
+
+def pin(cores: set[int]) -> None:
+    """Keep this process to its cores, with a thread for each."""
+    with contextlib.suppress(AttributeError):
+        os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    sys.path.insert(0, str(Path(__file__).parent))
 
 
 def worker(pipe, name: str, e: Experiment, device_name: str, cores: set[int]) -> None:
@@ -93,14 +113,10 @@ def worker(pipe, name: str, e: Experiment, device_name: str, cores: set[int]) ->
     Asked for a number of steps, it answers (seconds a step, peak bytes); asked for a "profile", what
     `profile` returns.
     """
-    with contextlib.suppress(AttributeError):
-        os.sched_setaffinity(0, cores)
-    torch.set_num_threads(len(cores))
-    sys.path.insert(0, str(Path(__file__).parent))
+    pin(cores)
     device = torch.device(device_name)
-    kind, _, precision = name.partition(" ")
     try:
-        step = ours(e, device, precision) if kind == "ours" else {"plain": plain, "pyro": pyro}[kind](e, device)
+        step = step_of(name, e, device)
         timer = Timer("step()", globals={"step": step}, num_threads=len(cores))
         step()
         pipe.send("ready")
@@ -146,14 +162,31 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Bench:
-    """Times implementations in turns."""
+    """Has implementations work in turns, each in a process of its own on the same cores."""
 
-    def __init__(self, device: str, cores: set[int]) -> None:
-        self.device, self.cores = device, cores
+    def __init__(self, device: str, cores: int) -> None:
+        self.device, self.cores = device, set(range(cores))
+        with contextlib.suppress(AttributeError):
+            self.cores = set(sorted(os.sched_getaffinity(0))[-cores:])
         # Processes are forked from a server that has torch imported but has computed nothing.
         self.spawn = multiprocessing.get_context("forkserver")
         # The first step of an optimiser would import torch._dynamo, for seconds, in each of them.
         self.spawn.set_forkserver_preload(["torch.utils.benchmark", "torch._dynamo", "pyro", "cgmvae.figures"])
+
+    def crew(self, work, jobs: dict[str, tuple[str, Experiment]]) -> dict[str, tuple]:
+        """Start `work` for each job; the pipe and the process of those that are ready, by name."""
+        crew = {}
+        for name, (implementation, e) in jobs.items():
+            here, there = self.spawn.Pipe()
+            process = self.spawn.Process(target=work, daemon=True,
+                                         args=(there, implementation, e, self.device, self.cores))
+            process.start()
+            if (answer := here.recv()) == "ready":
+                crew[name] = (here, process)
+            else:
+                print(f"  {name} on {e.id}: {answer}", file=sys.stderr)
+                process.join()
+        return crew
 
     def times(self, jobs: dict[str, tuple[str, Experiment]], rounds: int,
               budget: float, steps: int = 1, profiles: bool = False) -> dict[str, dict]:
@@ -164,17 +197,7 @@ class Bench:
             steps: how many follow one another in a turn.
             profiles: whether to take a profile of each as well, when all rounds are done.
         """
-        crew = {}
-        for name, (implementation, e) in jobs.items():
-            here, there = self.spawn.Pipe()
-            process = self.spawn.Process(target=worker, daemon=True,
-                                         args=(there, implementation, e, self.device, self.cores))
-            process.start()
-            if (answer := here.recv()) == "ready":
-                crew[name] = (here, process)
-            else:
-                print(f"  {name} on {e.id}: {answer}", file=sys.stderr)
-                process.join()
+        crew = self.crew(worker, jobs)
         seconds: dict[str, list[float]] = {name: [] for name in crew}
         peak: dict[str, int] = {}
         start = time.perf_counter()
@@ -222,29 +245,38 @@ def ratio(mine: list[float], theirs: list[float]) -> list[float]:
     return statistics.quantiles([m / t for m, t in zip(mine, theirs, strict=True)], n=4)
 
 
+def precisions_of(device: torch.device) -> list[str]:
+    """Those that the device has in hardware."""
+    return ["float32", *(["tf32"] if device.type == "cuda" else []),
+            *(["bf16"] if devices.fast_bf16(device) else [])]
+
+
+def environment(device: torch.device, threads: int) -> dict:
+    """The machine; of a CPU also its vector instructions, which its name does not tell."""
+    instructions = "" if device.type != "cpu" else " ".join(
+        [torch.backends.cpu.get_cpu_capability(), *sorted(devices.bf16_instructions())])
+    return {**machine(device), "threads": threads, "instructions": instructions}
+
+
 def run(args: argparse.Namespace, folder: Path) -> Path:
     """Take all measurements; what there is so far is in DEVICE.part."""
     device = devices.find_device(args.device)
-    cores = set(range(args.cores))
-    with contextlib.suppress(AttributeError):
-        cores = set(sorted(os.sched_getaffinity(0))[-args.cores:])
-    bench = Bench(device.type, cores)
-    precisions = ["float32", *(["tf32"] if device.type == "cuda" else []),
-                  *(["bf16"] if devices.fast_bf16(device) else [])]
+    bench = Bench(device.type, args.cores)
+    cores, precisions = bench.cores, precisions_of(device)
     implementations = ["plain", "pyro", *(f"ours {p}" for p in precisions)]
-    environment = machine(device)
-    out = {"environment": {**environment, "threads": len(cores)}, "batch_size": BATCH,
+    out = {"environment": environment(device, len(cores)), "batch_size": BATCH,
            "decoder_units": preset("paper").decoder_units,
            "budget_seconds": args.budget,
            "gemm": {p: gemm_rate(p, device.type, cores) for p in precisions},
            "cells": [], "wide": [], "sweep": []}
+    path = path_of(out, folder)
     for dataset, estimator, K in CELLS:
         e = preset("paper", dataset=dataset, estimator=estimator, K=K, batch_size=BATCH)
         timed = bench.times({name: (name, e) for name in implementations}, args.rounds, budget=600)
         cell = {"dataset": dataset, "estimator": estimator, "K": K,
                 "operations": count(e).of(estimator, K) * BATCH, "times": timed}
         out["cells"].append(cell)
-        save(out, folder)
+        save(out, path)
         print_cell(cell, out["gemm"])
     for dataset in ("mnist", "cifar100"):
         es = {K: preset("paper", dataset=dataset, estimator="concrete", K=K, batch_size=BATCH)
@@ -255,9 +287,9 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
         grown = growth(*(t.pop("profile") for t in timed.values()))
         counted = count(es[1000]).of("concrete", 1000) / count(es[10]).of("concrete", 10)
         out["wide"].append({"dataset": dataset, "counted": counted, "times": timed, "grown": grown})
-        save(out, folder)
+        save(out, path)
         low, middle, high = ratio(timed["K=1000"]["seconds"], timed["K=10"]["seconds"])
-        verdict = "ok" if middle <= WIDE_BOUND else f"over {WIDE_BOUND}"
+        verdict = "ok" if middle <= counted + WIDE_SLACK else f"over {counted + WIDE_SLACK:.3f}"
         print(f"\n{dataset} concrete, K = 1,000 over K = 10: {middle:.3f} [{low:.3f}, {high:.3f}] {verdict};"
               f" operations {counted:.3f}; what grew, in ms a step:\n  "
               + ", ".join(f"{name} {1000 * s:.2f}" for name, s in grown.items()), flush=True)
@@ -268,7 +300,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
             timed = bench.times({name: (name, e) for name in active}, args.rounds, budget=args.budget)
             out["sweep"].append({"dataset": args.dataset, "estimator": estimator, "K": K,
                                  "operations": count(e).of(estimator, K) * BATCH, "times": timed})
-            save(out, folder)
+            save(out, path)
             line = "  ".join(f"{n} {1000 * statistics.median(t['seconds']):9.1f} ms "
                              f"{t['peak_bytes'] / 2**30:5.2f} GiB" for n, t in timed.items())
             print(f"{args.dataset} {estimator} K={K}: {line}", flush=True)
@@ -277,10 +309,10 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
                       and statistics.median(timed[n]["seconds"]) < args.budget / 4]
             if not active:
                 break
-    path = save(out, folder, done=True)
+    save(out, path, done=True)
     figures.style()
-    figures.step_time_against_K(out).savefig(path.with_suffix(".steps.png"))
-    figures.share_of_limit(out).savefig(path.with_suffix(".share.png"))
+    benchmark_figures.step_time_against_K([out]).savefig(path.with_suffix(".steps.png"))
+    benchmark_figures.share_of_limit([out]).savefig(path.with_suffix(".share.png"))
     return path
 
 
@@ -297,23 +329,28 @@ def print_cell(cell: dict, gemm: dict[str, float]) -> None:
         for peer in ("plain", "pyro"):
             if name.startswith("ours") and peer in times:
                 low, middle, high = ratio(seconds, times[peer])
-                bound = BOUNDS.get(precision, {}).get(peer)
-                verdict = "" if bound is None else (" ok" if middle <= bound else f" over {bound}")
-                text += f";  {middle:.2f} [{low:.2f}, {high:.2f}] of {peer}{verdict}"
+                text += f";  {middle:.2f} [{low:.2f}, {high:.2f}] of {peer}"
+                bound = BOUNDS.get(precision, {}).get(cell["estimator"])
+                if peer == "plain" and bound is not None:
+                    # At the rate of a large matrix product: nobody's step is faster.
+                    least = floor / statistics.median(times[peer])
+                    text += (" ok" if middle <= bound else f" over {bound}") + f" (the floor: {least:.2f})"
         print(text, flush=True)
 
 
-def save(out: dict, folder: Path, done: bool = False) -> Path:
-    """Write DEVICE.part in `folder`, or DEVICE.json when all is done: chapter 5 reads whole ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", out["environment"]["device_name"]).strip("-").lower()
-    part = folder / f"{name}.part"
+def path_of(out: dict, folder: Path, kind: str = "") -> Path:
+    """The file of the device that `out` is of."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", benchmark_figures.device(out)).strip("-").lower()
+    return folder / f"{name}{kind}.json"
+
+
+def save(out: dict, path: Path, done: bool = False) -> None:
+    """Write what there is so far beside `path`, as .part; when all is done, as `path`: chapter 5 reads whole ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
     part.write_text(json.dumps(out, indent=1) + "\n")
-    if not done:
-        return part
-    path = part.with_suffix(".json")
-    os.replace(part, path)
-    return path
+    if done:
+        os.replace(part, path)
 
 
 def main() -> None:

@@ -65,13 +65,14 @@ def set_precision(precision: str) -> None:
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 numbers itself. A CPU that does not is many times slower
     with them than with float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    with contextlib.suppress(OSError):
-        with open("/proc/cpuinfo") as file:
-            flags = file.read()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(bf16_instructions())
+
+
+def bf16_instructions() -> set[str]:
+    """Those of this machine's processor that multiply bfloat16 numbers: of avx512_bf16 and amx_bf16."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        return {"avx512_bf16", "amx_bf16"}.intersection(file.read().split())
+    return set()
 
 
 def find_compilation(name: str, device: torch.device) -> str:

@@ -138,56 +138,6 @@ def what_labels_know(runs: tuple[Record, Record], images: Tensor | None, q_y: Te
     return figure
 
 
-LOOKS = {"plain": ("#999999", "s", "plain PyTorch"), "pyro": ("#CC79A7", "D", "Pyro"),
-         "ours": ("#0072B2", "o", "this package")}
-
-
-def step_time_against_K(benchmark: dict) -> Figure:
-    """Seconds a step against K: one panel an estimator, with the counted floor.
-
-    Args:
-        benchmark: what `benchmarks/bench.py` saved.
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
-    for axis, estimator in zip(axes, ("concrete", "marginal"), strict=True):
-        rows = [r for r in benchmark["sweep"] if r["estimator"] == estimator]
-        for name in sorted({n for r in rows for n in r["times"]}):
-            colour, marker, label = LOOKS[name.partition(" ")[0]]
-            points = [(r["K"], np.median(r["times"][name]["seconds"])) for r in rows if name in r["times"]]
-            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4,
-                      label=label)
-        # The package's own precision: one for the whole sweep.
-        precision = next(n for n in rows[0]["times"] if n.startswith("ours")).partition(" ")[2]
-        floor = [r["operations"] / benchmark["gemm"][precision] for r in rows]
-        axis.plot([r["K"] for r in rows], floor, "--", color="black", label=f"counted floor, {precision}")
-        axis.set(xscale="log", yscale="log", xlabel="number of clusters K", title=estimator)
-    axes[0].set_ylabel("seconds a step")
-    axes[0].legend()
-    return figure
-
-
-def share_of_limit(benchmark: dict) -> Figure:
-    """Share of the measured matrix-product rate that each implementation reaches in each cell."""
-    cells = benchmark["cells"]
-    names = list(cells[0]["times"])
-    figure, axis = plt.subplots(figsize=(8, 3.0))
-    width = 0.8 / len(names)
-    for i, name in enumerate(names):
-        kind, _, precision = name.partition(" ")
-        colour, _, label = LOOKS[kind]
-        rate = benchmark["gemm"][precision or "float32"]
-        shares = [c["operations"] / np.median(c["times"][name]["seconds"]) / rate for c in cells]
-        axis.bar(np.arange(len(cells)) + (i - len(names) / 2 + 0.5) * width, shares, width,
-                 color=colour, alpha=0.6 if precision == "bf16" else 1.0,
-                 hatch="//" if precision == "bf16" else None,
-                 label=f"{label} {precision}".strip())
-    axis.set_xticks(range(len(cells)),
-                    [f"{c['dataset']}\n{c['estimator']}, K = {c['K']}" for c in cells])
-    axis.set(ylabel="share of the GEMM rate", ylim=(0, 1))
-    axis.legend(ncols=len(names))
-    return figure
-
-
 TITLES = {"mnist": "MNIST", "cifar100": "CIFAR-100"}
 LABELS = {"marginal": "GMVAE", "literal": "Concrete,\neq. 8", "closed": "Concrete,\nclosed form"}
 FILLED = {"marginal": True, "literal": True, "closed": False}  # tells the two readings apart

@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "bench.py"
-spec = importlib.util.spec_from_file_location("bench", PATH)
-bench = importlib.util.module_from_spec(spec)
-sys.modules["bench"] = bench  # its processes look for their work by this name
-spec.loader.exec_module(bench)
+from cgmvae.experiment import preset
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def script(name):
+    """A script of the benchmark's; its processes look for their work by this name."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = script("bench")
+quality = script("quality")
 
 
 def test_growth_names_what_takes_longer_and_leaves_out_what_does_not():
@@ -44,7 +54,7 @@ def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys, own_c
     monkeypatch.setattr(bench, "BATCH", 4)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--rounds", "3", "--budget", "20", "--out", str(tmp_path),
                                       "--device", "cpu"])
-    monkeypatch.syspath_prepend(str(PATH.parent))
+    monkeypatch.syspath_prepend(str(FOLDER))
     bench.main()
     path, = tmp_path.glob("*.json")
     assert not list(tmp_path.glob("*.part"))
@@ -63,6 +73,52 @@ def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys, own_c
 
 def test_a_stopped_benchmark_leaves_the_last_whole_one(tmp_path):
     whole = {"environment": {"device_name": "Some CPU"}, "cells": [1]}
-    path = bench.save(whole, tmp_path, done=True)
-    part = bench.save(whole | {"cells": []}, tmp_path)
-    assert json.loads(path.read_text()) == whole and part != path and part.suffix == ".part"
+    path = bench.path_of(whole, tmp_path)
+    bench.save(whole, path, done=True)
+    bench.save(whole | {"cells": []}, path)
+    assert json.loads(path.read_text()) == whole and path.with_suffix(".part").exists()
+
+
+def test_processors_of_one_name_and_other_instructions_have_files_of_their_own(tmp_path):
+    paths = {bench.path_of({"environment": {"device_name": "AMD EPYC", "instructions": i}}, tmp_path).name
+             for i in ("AVX2", "AVX512 avx512_bf16")}
+    assert paths == {"amd-epyc-avx2.json", "amd-epyc-avx512-avx512-bf16.json"}
+
+
+def test_a_level_is_passed_at_the_first_epoch_that_is_not_above_it():
+    assert quality.passed([120.0, 100.0, 90.0, 101.0], 100.0) == 2
+    assert quality.passed([120.0, 101.0], 100.0) is None
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """One cell on few images, and levels of which the first epoch passes one and nothing the other."""
+    monkeypatch.setattr(quality, "CELLS", [("mnist-sample", "concrete", 3)])
+    monkeypatch.setattr(quality, "preset", lambda *scale, **choices: preset(*scale, **choices, train_limit=640))
+    monkeypatch.setattr(quality, "LEVELS", {"mnist-sample": [1e6, 0.0]})
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def call(folder):
+        monkeypatch.setattr(sys, "argv", ["quality.py", "--epochs", "2", "--out", str(folder), "--device", "cpu"])
+        quality.main()
+        path, = folder.glob("*.quality.json")
+        return path
+    return call
+
+
+def test_time_to_quality_is_of_all_implementations_and_goes_on_after_a_stop(short, tmp_path, capsys, own_cores, monkeypatch):
+    path = short(tmp_path)
+    saved = json.loads(path.read_text())
+    cell, = saved["cells"]
+    assert {"plain", "pyro", "ours float32"} <= set(cell["runs"])
+    for run in cell["runs"].values():
+        assert len(run["seconds"]) == 2 and min(run["seconds"]) > 0
+        # A model that learns, measured alike: pixels of probability one half would be 543 nats.
+        assert 100 < run["validation_loss"][1] < run["validation_loss"][0] < 600
+    assert path.with_suffix(".png").exists() and not list(tmp_path.glob("*.part"))
+    out = capsys.readouterr().out
+    assert "1000000 nats: plain         epoch  1" in out and "0 nats: plain         not reached" in out
+
+    path.rename(path.with_suffix(".part"))
+    monkeypatch.setattr(quality, "train", None)  # nothing is trained again
+    assert json.loads(short(tmp_path).read_text()) == saved

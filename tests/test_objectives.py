@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Toy, by_image, exact_elbo, exact_terms, hermite, small, toy_images, within
+from helpers import CPU, Toy, by_image, exact_elbo, exact_terms, hermite, small, toy_images, within
 from torch.distributions import Categorical, kl_divergence
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.func import functional_call
 
-from cgmvae import objectives
+from cgmvae import data, evaluation, objectives
 from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
@@ -306,6 +306,24 @@ def test_losses_are_pyros(dataset, estimator, monkeypatch):
     theirs = svi(peer, estimator).evaluate_loss((x > 0.5).float()) / len(x)
     ours = ESTIMATORS[estimator](model, (x > 0.5).float(), experiment, seeded())
     assert -elbo(ours).mean().item() == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_peers_validation_loss_is_measured_as_ours(monkeypatch):
+    """The same weights have the same loss, up to the draws of y and z, where the label has something to say."""
+    monkeypatch.syspath_prepend(str(path.parent))
+    from quality import validation_loss
+
+    experiment, model, _, _ = both_models("mnist-sample", "marginal", K=5)
+    with torch.no_grad():
+        model.q_y_layers[-1].weight *= 30
+        model.q_z_from_y.weight *= 10
+    other = plain.PlainGMVAE(experiment.image_shape, 5, 16)
+    other.load_state_dict(as_plain(model.state_dict(), model.decoder.map_shape))
+    pixels = data.split(experiment.but(train_limit=None), data.load("mnist-sample"), CPU).validation
+    ours = evaluation.validate(model, pixels, experiment)
+    assert ours["validation_kl_y"] > 0.2 and ours["validation_kl_z"] > 1
+    theirs = validation_loss(other, pixels.batch(slice(0, len(pixels))))
+    assert theirs == pytest.approx(ours["validation_loss"], abs=0.4)
 
 
 # The marginal's ways to save time and memory

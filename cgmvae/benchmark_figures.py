@@ -1,0 +1,100 @@
+"""The figures of what `benchmarks/` saved: one row of panels for each processor or GPU.
+
+Every function returns the Figure and leaves showing or saving it to the caller.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+LOOKS = {"plain": ("#999999", "s", "plain PyTorch"), "pyro": ("#CC79A7", "D", "Pyro"),
+         "ours": ("#0072B2", "o", "this package")}
+"""Colour, marker and label of each implementation."""
+
+
+def device(saved: dict) -> str:
+    """The device that a file is of: its name and, of a CPU, the vector instructions that torch uses on it."""
+    environment = saved["environment"]
+    return ", ".join(filter(None, (environment["device_name"], environment.get("instructions"))))
+
+
+def _look(name: str) -> tuple[str, str, str]:
+    """Colour, marker and label of a job such as "plain" or "ours bf16"."""
+    kind, _, precision = name.partition(" ")
+    colour, marker, label = LOOKS[kind]
+    return colour, marker, f"{label} {precision}".strip()
+
+
+def step_time_against_K(benchmarks: list[dict]) -> Figure:
+    """Seconds a step against K: one row a device, one panel an estimator, with the counted floor.
+
+    Args:
+        benchmarks: what `benchmarks/bench.py` saved, a file each.
+    """
+    figure, grid = plt.subplots(len(benchmarks), 2, figsize=(8, 0.4 + 2.9 * len(benchmarks)), sharey="row",
+                                squeeze=False)
+    for axes, benchmark in zip(grid, benchmarks, strict=True):
+        for axis, estimator in zip(axes, ("concrete", "marginal"), strict=True):
+            rows = [r for r in benchmark["sweep"] if r["estimator"] == estimator]
+            for name in sorted({n for r in rows for n in r["times"]}):
+                colour, marker, label = _look(name)
+                points = [(r["K"], np.median(r["times"][name]["seconds"])) for r in rows if name in r["times"]]
+                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=label)
+            # The package's own precision: one for the whole sweep.
+            precision = next(n for n in rows[0]["times"] if n.startswith("ours")).partition(" ")[2]
+            floor = [r["operations"] / benchmark["gemm"][precision] for r in rows]
+            axis.plot([r["K"] for r in rows], floor, "--", color="black", label=f"counted floor, {precision}")
+            axis.set(xscale="log", yscale="log", xlabel="number of clusters K", title=f"{device(benchmark)}\n{estimator}")
+        axes[0].set_ylabel("seconds a step")
+        axes[0].legend()
+    return figure
+
+
+def share_of_limit(benchmarks: list[dict]) -> Figure:
+    """Share of the measured matrix-product rate that each implementation reaches in each cell: one panel a device."""
+    figure, axes = plt.subplots(len(benchmarks), 1, figsize=(8, 0.2 + 2.8 * len(benchmarks)), squeeze=False)
+    for axis, benchmark in zip(axes[:, 0], benchmarks, strict=True):
+        cells = benchmark["cells"]
+        names = list(cells[0]["times"])
+        width = 0.8 / len(names)
+        for i, name in enumerate(names):
+            precision = name.partition(" ")[2]
+            colour, _, label = _look(name)
+            rate = benchmark["gemm"][precision or "float32"]
+            shares = [c["operations"] / np.median(c["times"][name]["seconds"]) / rate for c in cells]
+            axis.bar(np.arange(len(cells)) + (i - len(names) / 2 + 0.5) * width, shares, width, color=colour,
+                     alpha=0.6 if precision == "bf16" else 1.0, hatch="//" if precision == "bf16" else None,
+                     label=label)
+        axis.set_xticks(range(len(cells)), [f"{c['dataset']}\n{c['estimator']}, K = {c['K']}" for c in cells])
+        axis.set(ylabel="share of the GEMM rate", ylim=(0, 1.12), title=device(benchmark))
+        axis.legend(ncols=len(names))
+    return figure
+
+
+def loss_against_minutes(saved: dict) -> Figure:
+    """Validation loss against minutes of training: one panel a cell, the levels to pass as lines.
+
+    Args:
+        saved: what `benchmarks/quality.py` saved.
+    """
+    cells = saved["cells"]
+    rows = (len(cells) + 1) // 2
+    figure, grid = plt.subplots(rows, 2, figsize=(8, 0.4 + 2.9 * rows), squeeze=False)
+    for axis in grid.flat[len(cells):]:
+        axis.remove()
+    for axis, cell in zip(grid.flat, cells, strict=False):
+        for name, run in cell["runs"].items():
+            colour, marker, label = _look(name)
+            axis.plot(np.cumsum(run["seconds"]) / 60, run["validation_loss"], color=colour, marker=marker,
+                      markersize=3, linestyle=":" if name.endswith("bf16") else "-", label=label)
+        for level in cell["levels"]:
+            axis.axhline(level, color="black", linestyle="--", linewidth=0.8)
+        low, high = cell["levels"][-1], cell["levels"][0]
+        axis.set(xlabel="minutes of training", ylim=(low - 0.5 * (high - low), high + 4 * (high - low)),
+                 title=f"{cell['dataset']} {cell['estimator']}, K = {cell['K']}")
+    for axes in grid:
+        axes[0].set_ylabel("validation loss (nats)")
+    grid[0, 0].legend()
+    return figure

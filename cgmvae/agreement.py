@@ -2,8 +2,8 @@
 
 The ELBO never asks for I(x;y), which is the entropy of the labels' mean less the mean of their
 entropies (`evaluation.information`). Each view's label is here to predict a target that is made of the
-other's, sharpened, so that the second part falls, and balanced over the batch, so that the first stays
-at ln K, which is what p(y) = 1/K (eq. 2) says.
+other's, sharpened, so that the second part falls, and balanced over the batch, so that training does not
+start towards one label for all. p(y) = 1/K (eq. 2) says the same.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ def agreement(log_q_y: Tensor, balanced: bool) -> Tensor:
     are held still, as in Caron et al. (2020).
     """
     first, second = log_q_y.chunk(2)
-    target_1, target_2 = targets(log_q_y.detach(), balanced).chunk(2)
+    target_1, target_2 = targets(log_q_y.detach(), ROUNDS if balanced else 0).chunk(2)
     return -(target_1 * second + target_2 * first).sum(-1) / 2
 
 
-def targets(log_q_y: Tensor, balanced: bool = True) -> Tensor:
-    """Probabilities (N, K) from ln q(y|x) of N images: sharpened, and balanced so that their mean over
-    the images comes near 1/K (Sinkhorn's rounds, as in Asano et al., 2020). Rows sum to 1.
+def targets(log_q_y: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """Probabilities (N, K) from ln q(y|x) of N images: sharpened, and balanced by so many of Sinkhorn's rounds
+    towards a mean of 1/K over the images (as in Asano et al., 2020). Rows sum to 1.
+
+    A few rounds bring weak opinions near 1/K. Where q(y|x) is sharp they hardly move it.
     """
     log_t = (log_q_y / SHARPENING).log_softmax(1)
-    if balanced:
-        for _ in range(ROUNDS):
-            log_t = log_t.log_softmax(0).log_softmax(1)  # each label as many images; each image once
+    for _ in range(rounds):
+        log_t = log_t.log_softmax(0).log_softmax(1)  # each label as many images; each image once
     return log_t.exp()
 
 

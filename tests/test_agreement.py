@@ -30,14 +30,14 @@ def test_targets_are_sinkhorns_of_the_sharpened_probabilities():
         t /= t.sum(1, keepdims=True)
     assert targets(log_q_y).numpy() == pytest.approx(t, abs=1e-12)
     sharp = np.exp(log_q_y.numpy() / SHARPENING)
-    assert targets(log_q_y, balanced=False).numpy() == pytest.approx(sharp / sharp.sum(1, keepdims=True))
+    assert targets(log_q_y, rounds=0).numpy() == pytest.approx(sharp / sharp.sum(1, keepdims=True))
 
 
 def test_balance_gives_every_label_as_many_images():
     lopsided = (log_q(400, 4) / 5 + torch.tensor([1.0, 0, 0, 0])).log_softmax(-1)
     shares = targets(lopsided).mean(0)
     assert shares.sum().item() == pytest.approx(1)
-    unbalanced = targets(lopsided, balanced=False).mean(0)
+    unbalanced = targets(lopsided, rounds=0).mean(0)
     assert 0.9 < unbalanced[0] and shares[0] < 0.45  # five rounds go most of the way
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -226,7 +227,6 @@ def test_more_seeds_go_on_from_those_that_are_there(again, made, monkeypatch):
         trained.extend([] if Paths(choices["results"], e).record.exists() else [e.seed])
         return train(e, **choices)
     monkeypatch.setattr(own_clusters, "run", counted)
-    (out / "cluster-03.jpg").touch()
     clusters = cluster(place, out, seeds=3, **CHOICES)
     assert trained == [2] and clusters.about["ids"][:2] == made[0].about["ids"] and clusters.runs.shape == (3, 121)
     pairs = np.array(clusters.about["pairs_ari"])
@@ -265,6 +265,13 @@ def test_of_a_large_cluster_the_surest_and_the_least_sure_are_shown(folder, made
     assert [i["alt"].split(":")[0] for i in first.find_all("img")] == [
         made[0].files[i] for i in (*members[:7], *members[-3:])]
     assert "the 7 surest and the 3 least sure shown" in first.find("summary").get_text()
+
+
+def test_an_empty_cluster_has_no_sheet_nor_the_one_of_an_earlier_call(folder, made, tmp_path):
+    (tmp_path / "cluster-03.jpg").touch()
+    fewer = dataclasses.replace(made[0], labels=np.minimum(made[0].labels, 1))
+    gallery.write(fewer, folder, tmp_path, read_images(folder))
+    assert sorted(p.name for p in tmp_path.glob("*.jpg")) == ["cluster-01.jpg", "cluster-02.jpg"]
 
 
 def test_an_out_that_cannot_be_looked_into_is_refused_in_one_sentence(folder, tmp_path, monkeypatch, no_work):

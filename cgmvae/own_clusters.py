@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +23,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from cgmvae import checkpoints, gallery
 from cgmvae.agreement import RECIPE
-from cgmvae.checks import refuse
+from cgmvae.checks import check_number, refuse, typed
 from cgmvae.data import Pixels
 from cgmvae.evaluation import assign, information, perplexity, verdict
 from cgmvae.experiment import Experiment, preset
@@ -31,6 +32,7 @@ from cgmvae.records import Paths
 from cgmvae.run import run
 
 STEPS = 3_000  # of training a run, where no number of epochs is asked for
+EPOCHS = 10  # at least, then: many images are each to be seen a few times
 ABOUT = "about.json"
 MODELS = "models"  # the runs, their records and their checkpoints
 
@@ -58,15 +60,18 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
 
     Trains `seeds` models and takes the one whose labels know most of the images, I(x;y): a run that joins two
     kinds and cuts a third knows less, and the loss hardly tells (chapter 8). An interrupted call goes on where
-    it was when it is made again. Nothing is written to `folder`.
+    it was when it is made again, and one with more seeds takes the runs that are there. Nothing is written to
+    `folder`; the images' squares go to the cache folder.
 
     Args:
         folder: see `own_images.read_images`.
         out: a folder, new, empty or of the same call: `index.html`, `clusters.csv`, `cluster-*.jpg`, `about.json`,
             and the runs in `models`.
+        K: the number of clusters, at least 2.
+        seeds: how many runs, 1 to 20.
         views: what does not matter for a cluster, a name in VIEWS; None: `digits` for grey images, `photos` for
             coloured ones.
-        epochs: of training; None: as many as make 3,000 steps.
+        epochs: of training; None: as many as make 3,000 steps, and at least 10.
         device, precision, progress_bar: as for `run.run`.
 
     Raises ExperimentError and DataError for bad input, before any work.
@@ -76,7 +81,8 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
         refuse("out", str(out), f"a folder outside {place}, to which nothing is written")
     if not isinstance(seeds, int) or not 1 <= seeds <= 20:
         refuse("seeds", seeds, "a whole number from 1 to 20")
-    found = read_images(place)
+    K, epochs = _at_least("K", K, 2), None if epochs is None else _at_least("epochs", epochs, 1)
+    found = read_images(place, without=out)
     keep(found)
     experiments = [experiment_of(found, K, views, epochs, seed) for seed in range(seeds)]
     ids = [e.id for e in experiments]
@@ -88,7 +94,7 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
     q_y = [_posteriors(e, found, out / MODELS) for e in experiments]
     best = int(np.argmax([information(torch.cat([q["train"], q["test"]])) for q in q_y]))
     clusters = _clusters(experiments[best], found, q_y, best, ids)
-    gallery.write(clusters, place, out)
+    gallery.write(clusters, place, out, found)
     gallery.write_text(out / ABOUT, json.dumps(clusters.about, indent=1))
     return clusters
 
@@ -100,17 +106,28 @@ def experiment_of(found: Found, K: int, views: str | None, epochs: int | None, s
     choices = {**RECIPE, "views": views or ("digits" if grey else "photos"), "dataset": found.name, "K": K,
                "batch_size": batch, "seed": seed}
     steps = preset("paper", **choices).steps_per_epoch
-    return preset("paper", **choices, epochs=epochs or max(10, math.ceil(STEPS / steps)))
+    return preset("paper", **choices, epochs=max(EPOCHS, math.ceil(STEPS / steps)) if epochs is None else epochs)
+
+
+def _at_least(name: str, value: Any, least: int) -> int:
+    value = typed(name, value, int, {"least": least})
+    check_number(name, value, least=least)
+    return value
 
 
 def _check_out(out: Path, ids: list[str]) -> None:
-    if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return
+    """Raise ExperimentError unless `out` is new, empty, or has the first of these runs, or all of them."""
+    try:
+        if not out.exists() or out.is_dir() and not any(out.iterdir()):
+            return
+    except OSError as error:
+        refuse("out", str(out), f"a folder that can be looked into ({error.strerror})")
     try:
         theirs = json.loads((out / ABOUT).read_text())["ids"]
+        goes_on = theirs == ids[:len(theirs)]
     except (OSError, ValueError, KeyError, TypeError):
         refuse("out", str(out), "a new or empty folder, or that of an earlier call")
-    if theirs != ids:
+    if not goes_on:
         refuse("out", str(out), "another folder: that one holds clusters of other images or other choices")
 
 
@@ -131,7 +148,10 @@ def _clusters(e: Experiment, found: Found, q_y: list[dict[str, torch.Tensor]], b
     largest = everything.argmax(1).numpy()
     names = np.argsort(np.argsort(-np.bincount(largest, minlength=e.K), kind="stable"))  # 0 is the largest
     labels = [torch.cat([q["train"], q["test"]]).argmax(1).numpy() for q in q_y]
-    agreement = [float(adjusted_rand_score(a, b)) for a, b in combinations(labels, 2)]
+    pairs = np.eye(len(labels))
+    for (i, a), (j, b) in combinations(enumerate(labels), 2):
+        pairs[i, j] = pairs[j, i] = adjusted_rand_score(a, b)
+    above = pairs[np.triu_indices(len(labels), 1)]
     known = information(everything)
     shares = [found_again(labels[best], other, e.K) for i, other in enumerate(labels) if i != best]
     again = np.mean(shares, 0)[np.argsort(names)].tolist() if shares else None
@@ -139,9 +159,11 @@ def _clusters(e: Experiment, found: Found, q_y: list[dict[str, torch.Tensor]], b
              "information_nats": known, "share_of_ln_K": known / max(math.log(e.K), 1e-12),
              "labels": verdict(known, perplexity(everything), e.K),
              "mean_certainty": float(everything.max(1).values.mean()),
-             "agreement_of_seeds_ari": float(np.mean(agreement)) if agreement else None,
+             "agreement_of_seeds_ari": float(above.mean()) if len(above) else None,
+             "pairs_ari": pairs.tolist(),  # of each run with each, in the order of `ids`
              "found_again": again,
-             "left_out": found.left_out, "duplicates": found.duplicates}
+             "left_out": found.left_out, "duplicates": found.duplicates,
+             "other_kinds": dict(Counter(sorted(found.others)).most_common())}
     return Clusters(files, names[largest[rows]], everything.max(1).values.numpy()[rows],
                     np.stack(labels)[:, rows], about)
 

@@ -16,6 +16,7 @@ import re
 import sys
 import unicodedata
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ LEAST_IMAGES = 100
 """With a fifth of them for the test and a tenth of the rest for the validation, fewer would not leave
 two batches of the quick scale."""
 TEST_EVERY = 5  # one image in so many is a test image
+AT_ONCE = 4  # files that are read at the same time: each is in the memory whole until it is scaled
 K = 10  # clusters where none is asked for
 _registered: dict[tuple, str] = {}  # so that a folder that has not changed is read once a process
 
@@ -122,8 +124,8 @@ def keep(found: Found) -> None:
     DATASETS[found.name] = found.facts
 
 
-def read_images(path: str | os.PathLike, side: int | None = None,
-                channels: int | None = None) -> Found:
+def read_images(path: str | os.PathLike, side: int | None = None, channels: int | None = None,
+                without: str | os.PathLike | None = None) -> Found:
     """Read a folder or an .npz, to which nothing is ever written.
 
     A folder's images are its PNG, JPEG and WebP files at any depth, hidden ones left out. Where all
@@ -139,6 +141,7 @@ def read_images(path: str | os.PathLike, side: int | None = None,
     Args:
         side: of the squares, in pixels; None: 28 for grey and 32 for coloured images.
         channels: 1 for grey, 3 for colour; None: grey if all images are.
+        without: a folder that is not looked into, should a link in `path` lead there.
 
     Raises ExperimentError for a side or channels that cannot be; DataError if the file cannot be
     read, or too few images are left. A file that cannot be read is left out and named.
@@ -151,8 +154,9 @@ def read_images(path: str | os.PathLike, side: int | None = None,
     if place.resolve() in (cache := cache_folder().resolve(), *cache.parents):
         raise DataError(f"The data folder {cache} is in {place}, to which nothing is to be written. "
                         "Set CGMVAE_DATA to another folder.")
-    sources, left_out, others = in_folder(place) if place.is_dir() else (in_npz(place), [], [])
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    without = None if without is None else Path(os.path.expanduser(without))
+    sources, left_out, others = in_folder(place, without) if place.is_dir() else (in_npz(place), [], [])
+    with warnings.catch_warnings(), ThreadPoolExecutor(AT_ONCE) as pool:
         warnings.simplefilter("ignore")  # of odd metadata
         squares = list(tqdm(pool.map(partial(scaled, side=side, channels=channels), sources),
                             "Reading images", len(sources), leave=False, disable=None))
@@ -209,5 +213,8 @@ def _some(items: list[str]) -> str:
 
 
 def _kinds(endings: list[str]) -> str:
-    """How many, and which endings: who has .heic files learns why they are not there."""
-    return f"{len(endings)}" + (f" ({', '.join(sorted(set(endings))[:5])})" if endings else "")
+    """How many, and of which endings, the most frequent first: who has .heic files learns why they are not there."""
+    counts = Counter(sorted(endings)).most_common()  # of equally many, by alphabet
+    named = [f"{count:,} {ending}" for ending, count in counts[:5]]
+    named += [f"and {len(counts) - 5} more"] if len(counts) > 5 else []
+    return f"{len(endings)}" + (f" ({', '.join(named)})" if named else "")

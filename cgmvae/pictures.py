@@ -19,6 +19,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the file's name says, nothing else is decoded
 SIDES = {1: 28, 3: 32}  # of grey and of coloured images: those of the paper's data sets
 LEAST_PIXELS = 8  # an image with a shorter side is an icon or a tracking pixel
+TWELVE_BITS = 4095  # the most that a camera of 12 bits writes
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Source:
     part: str | None = None
 
 
-def files(folder: Path, failed: list[str]) -> Iterator[Path]:
-    """The files below a folder, hidden ones left out; links are followed, each folder once."""
-    seen = set()
+def files(folder: Path, failed: list[str], without: Path | None = None) -> Iterator[Path]:
+    """The files below a folder, hidden ones left out; links are followed, each folder once, `without` never."""
+    seen = set() if without is None else {os.path.realpath(without)}
     for here, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: failed.append(
             f"{error.filename!r} ({error.strerror})")):
         if (real := os.path.realpath(here)) in seen:
@@ -44,10 +45,10 @@ def files(folder: Path, failed: list[str]) -> Iterator[Path]:
         yield from (Path(here, f) for f in sorted(names) if f[0] != ".")
 
 
-def in_folder(folder: Path) -> tuple[list[Source], list[str], list[str]]:
-    """Its images, what could not be looked into, and the endings of all other files."""
+def in_folder(folder: Path, without: Path | None = None) -> tuple[list[Source], list[str], list[str]]:
+    """Its images, what could not be looked into, and the endings of all other files; see `files`."""
     sources, failed, others = [], [], []
-    for path in files(folder, failed):
+    for path in files(folder, failed, without):
         inside = path.relative_to(folder)
         if path.suffix.lower() not in SUFFIXES:
             others.append(path.suffix.lower() or "no ending")
@@ -86,6 +87,15 @@ def in_npz(path: Path) -> list[Source]:
     return sources
 
 
+def opener(place: Path) -> Callable[[str], Image.Image]:
+    """A function that opens the image that `in_folder` or `in_npz` named so. Raises DataError for an .npz that
+    cannot be read; the function raises KeyError or OSError for an image that is no longer there."""
+    if place.is_file():
+        opens = {source.where: source.open for source in in_npz(place)}
+        return lambda where: opens[where]()
+    return lambda where: _open(place / where)
+
+
 def text(name: str) -> str:
     """A class's name, alike whatever system wrote it, without what is no text."""
     return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
@@ -121,7 +131,10 @@ def plain(image: Image.Image) -> Image.Image:
     """The image upright, of 8 bits, without transparency: of mode L or RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 bits, which Pillow's own conversion can clip
-        return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(float)
+        # Microscopes and X-rays write 12 bits into 16. Of 65,535 their white is a sixteenth: nearly black.
+        most = TWELVE_BITS if values.max() <= TWELVE_BITS else 65_535
+        return Image.fromarray((values * (255 / most)).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

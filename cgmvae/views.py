@@ -15,7 +15,10 @@ from torch import Generator, Tensor
 
 def digits(x: Tensor, generator: Generator | None = None) -> Tensor:
     """Handwriting by another hand: turned by up to 20 degrees, slanted by up to 0.25, up to 15% wider
-    or narrower, higher or lower, shifted by up to a tenth of the side, and smoothly bent."""
+    or narrower, higher or lower, shifted by up to a tenth of the side, and smoothly bent.
+
+    What comes in from outside has the image's own ground, so that ink may be dark on white or white on black.
+    """
     u = _uniform(x, generator)
     turn, slant = math.radians(20) * u(), 0.25 * u()
     wide, high = 1 + 0.15 * u(), 1 + 0.15 * u()
@@ -25,7 +28,9 @@ def digits(x: Tensor, generator: Generator | None = None) -> Tensor:
                           sin * wide, (sin * slant + cos) * high, 0.2 * u()], -1).view(-1, 2, 3)
     knots = 0.08 * torch.randn(len(x), 2, 4, 4, device=x.device, generator=generator)
     bend = F.interpolate(knots, size=x.shape[-2:], mode="bicubic", align_corners=True)
-    return _sampled(x, matrix, bend.permute(0, 2, 3, 1))
+    ground = _ground(x)
+    # Outside an image there are zeros: with its ground at zero they are that ground.
+    return (_sampled(x - ground, matrix, bend.permute(0, 2, 3, 1)) + ground).clamp(0, 1)
 
 
 def photos(x: Tensor, generator: Generator | None = None) -> Tensor:
@@ -49,6 +54,17 @@ def photos(x: Tensor, generator: Generator | None = None) -> Tensor:
 def _uniform(x: Tensor, generator: Generator | None):
     """A function that draws (B,) numbers between -1 and 1."""
     return lambda: 2 * torch.rand(len(x), device=x.device, generator=generator) - 1
+
+
+def _ground(x: Tensor) -> Tensor:
+    """The median of an image's outermost pixels, of each channel: (B, C, 1, 1).
+
+    It is the mean of the two in the middle, so that the ground of 1 - x is 1 less that of x. The median of torch
+    is the lower of the two, and on a GPU it is not deterministic.
+    """
+    edge = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1).sort(-1).values
+    half = edge.shape[-1] // 2  # of an even number: each side is there twice
+    return edge[..., half - 1: half + 1].mean(-1)[..., None, None]
 
 
 def _sampled(x: Tensor, matrix: Tensor, bend: Tensor | float = 0.0) -> Tensor:

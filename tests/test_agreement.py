@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import small, trainer
 
-from cgmvae import Experiment, ExperimentError, checkpoints, data, evaluation
+from cgmvae import Experiment, ExperimentError, checkpoints, data, evaluation, views
 from cgmvae.agreement import RECIPE, SHARPENING, agreement, targets
 from cgmvae.estimators import ESTIMATORS
 from cgmvae.views import VIEWS
@@ -91,6 +91,25 @@ def test_a_digits_view_is_still_that_digit():
     mirrored = (torch.nn.functional.normalize(b.view(-1, 7, 7).flip(2).flatten(1))
                 @ torch.nn.functional.normalize(a).T).argmax(1)
     assert (digit[mirrored] == digit).float().mean() < (digit[nearest] == digit).float().mean()
+
+
+def test_views_of_dark_ink_on_white_are_the_negatives_of_white_ink_on_black():
+    """Black wedges would be a sign that no writer made, and the labels could tell images by them."""
+    ink = data.load("mnist-sample").train_images[:200].float() / 255
+    noise = torch.rand(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for x in (ink, noise):
+        white, black = (VIEWS["digits"](image, torch.Generator().manual_seed(1)) for image in (1 - x, x))
+        assert torch.allclose(white, 1 - black, atol=1e-6)
+    plain = torch.full((20, 1, 28, 28), 0.4)  # nothing but ground
+    assert torch.allclose(VIEWS["digits"](plain, torch.Generator().manual_seed(1)), plain, atol=1e-6)
+
+
+def test_a_view_on_a_black_ground_is_filled_with_black_to_the_last_bit(monkeypatch):
+    """So that the runs of MNIST that have records can be repeated."""
+    ink = data.load("mnist-sample").train_images.float() / 255
+    view = VIEWS["digits"](ink, torch.Generator().manual_seed(2))
+    monkeypatch.setattr(views, "_ground", lambda x: torch.zeros(len(x), 1, 1, 1))
+    assert torch.equal(view, VIEWS["digits"](ink, torch.Generator().manual_seed(2)))
 
 
 def test_a_batchs_view_is_binarised_as_the_batch_is():

@@ -1,7 +1,10 @@
 """A folder to clusters that can be looked at: every file is told, nothing of the user's is touched."""
 
+import base64
 import csv
+import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -129,6 +132,8 @@ def test_the_best_of_the_runs_is_shown_and_their_agreement_told(made):
     again = [share for _, share in sorted(again, key=lambda a: -a[0])]
     assert about["found_again"] == pytest.approx(again)
     assert about["agreement_of_seeds_ari"] == pytest.approx(adjusted_rand_score(*labels), abs=1e-9)
+    assert np.array(about["pairs_ari"])[[0, 0, 1], [0, 1, 0]] == pytest.approx(
+        [1, about["agreement_of_seeds_ari"], about["agreement_of_seeds_ari"]])
 
 
 def test_the_page_needs_nothing_else_and_shows_names_as_text(made):
@@ -142,7 +147,10 @@ def test_the_page_needs_nothing_else_and_shows_names_as_text(made):
     again = clusters.about["found_again"]
     assert f"found again by {again[0]:.2f}" in told[0] and "found again" not in told[3]
     headings = [h.get_text() for h in page.find_all("h2")]
-    assert headings == ["Cluster 1", "Cluster 2", "Cluster 3", "The least sure"]
+    assert headings == ["Cluster 1", "Cluster 2", "Cluster 3", "The least sure", "Left out"]
+    left_out = [item.get_text() for item in page.find_all("li")]
+    assert left_out[:2] == clusters.about["left_out"] and "'tiny.png' (3 x 3 pixels: too small)" in left_out
+    assert left_out[2:] == ["1 .txt: not a PNG, JPEG or WebP file"]
     first = page.find("details").find_all("img")
     sure = [float(i["alt"].rsplit(" ", 1)[1]) for i in first]
     assert sure == sorted(sure, reverse=True) and len(first) == min((clusters.labels == 0).sum(), 100)
@@ -176,8 +184,110 @@ def test_called_again_it_trains_nothing(folder, made, no_work):
     assert (out / "clusters.csv").read_bytes() == before and again.about == clusters.about
 
 
+@pytest.fixture
+def again(folder, made, tmp_path):
+    """A copy of the folder, of the same name, and one of what was written: a call finds its runs there."""
+    place, out = tmp_path / folder.name, tmp_path / "out"
+    shutil.copytree(folder, place)
+    shutil.copytree(made[1], out)
+    return place, out
+
+
+def test_a_file_that_is_gone_before_the_page_is_written_is_shown_as_the_model_saw_it(
+        again, folder, made, monkeypatch):
+    place, out = again
+    write, name = gallery.write, made[0].files[int(made[0].members(0)[0])]
+    before = (out / "clusters.csv").read_bytes()
+
+    def late(clusters, *rest):
+        (place / name).unlink()
+        write(clusters, *rest)
+    monkeypatch.setattr(gallery, "write", late)
+    clusters = cluster(place, out, seeds=2, **CHOICES)
+    assert clusters.files == made[0].files and (out / "clusters.csv").read_bytes() == before
+    pages = [BeautifulSoup((o / "index.html").read_text(encoding="utf-8"), "html.parser") for o in (out, made[1])]
+    shown, usual = (page.find("img") for page in pages)
+    assert shown["alt"] == usual["alt"] and name in shown["alt"]
+    found = read_images(folder)
+    part, row = found.rows[name]
+    square = Image.fromarray(found.arrays[f"{part}_images"][row].transpose(1, 2, 0).copy()).resize((96, 96), 3)
+    square.save(expected := io.BytesIO(), "JPEG", quality=80)
+    assert base64.b64decode(shown["src"].split(",")[1]) == expected.getvalue() and shown["src"] != usual["src"]
+    shutil.rmtree(place)  # a drive that was pulled out
+    monkeypatch.undo()
+    gallery.write(clusters, place, out, found)
+    assert len(BeautifulSoup((out / "index.html").read_text(encoding="utf-8"), "html.parser").find_all("img")) > 121
+
+
+def test_more_seeds_go_on_from_those_that_are_there(again, made, monkeypatch):
+    place, out = again
+    trained, train = [], own_clusters.run
+
+    def counted(e, **choices):
+        trained.extend([] if Paths(choices["results"], e).record.exists() else [e.seed])
+        return train(e, **choices)
+    monkeypatch.setattr(own_clusters, "run", counted)
+    clusters = cluster(place, out, seeds=3, **CHOICES)
+    assert trained == [2] and clusters.about["ids"][:2] == made[0].about["ids"] and clusters.runs.shape == (3, 121)
+    pairs = np.array(clusters.about["pairs_ari"])
+    assert pairs.shape == (3, 3) and pairs[0, 1] == pytest.approx(made[0].about["agreement_of_seeds_ari"])
+    assert clusters.about["agreement_of_seeds_ari"] == pytest.approx(pairs[[0, 0, 1], [1, 2, 2]].mean())
+    best = clusters.about["ids"].index(clusters.about["shown"])
+    labels = np.delete(clusters.runs, clusters.files.index("caf\udce9.png"), 1)  # the copy
+    mine = np.delete(clusters.labels, clusters.files.index("caf\udce9.png"))
+    shares = [own_clusters.found_again(mine, labels[i], 3) for i in range(3) if i != best]
+    assert clusters.about["found_again"] == pytest.approx(np.mean(shares, 0))  # over the other two
+    assert {int(p.stem[-2:]) - 1 for p in out.glob("cluster-*.jpg")} == set(clusters.labels.tolist())
+    with pytest.raises(ExperimentError, match="other images or other choices"):
+        cluster(place, out, seeds=2, **CHOICES)  # the page would no longer be of all runs there
+
+
+def test_the_page_is_named_after_the_folder_that_is_meant(again, monkeypatch, no_work):
+    place, out = again
+    monkeypatch.chdir(place)
+    cluster(".", out, seeds=2, **CHOICES)
+    page = BeautifulSoup((out / "index.html").read_text(encoding="utf-8"), "html.parser")
+    assert page.find("h1").get_text() == page.find("title").get_text() == "Clusters of Größe & <b>"
+
+
+def test_a_link_to_what_was_written_brings_no_images(again, no_work):
+    place, out = again
+    (place / "results").symlink_to(out)
+    assert cluster(place, out, seeds=2, **CHOICES).about["images"] == 120
+
+
+def test_of_a_large_cluster_the_surest_and_the_least_sure_are_shown(folder, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "SHOWN", 10)
+    monkeypatch.setattr(gallery, "LEAST", 3)
+    gallery.write(made[0], folder, tmp_path, read_images(folder))
+    first = BeautifulSoup((tmp_path / "index.html").read_text(encoding="utf-8"), "html.parser").find("details")
+    members = made[0].members(0)
+    assert [i["alt"].split(":")[0] for i in first.find_all("img")] == [
+        made[0].files[i] for i in (*members[:7], *members[-3:])]
+    assert "the 7 surest and the 3 least sure shown" in first.find("summary").get_text()
+
+
+def test_an_empty_cluster_has_no_sheet_nor_the_one_of_an_earlier_call(folder, made, tmp_path):
+    (tmp_path / "cluster-03.jpg").touch()
+    fewer = dataclasses.replace(made[0], labels=np.minimum(made[0].labels, 1))
+    gallery.write(fewer, folder, tmp_path, read_images(folder))
+    assert sorted(p.name for p in tmp_path.glob("*.jpg")) == ["cluster-01.jpg", "cluster-02.jpg"]
+
+
+def test_an_out_that_cannot_be_looked_into_is_refused_in_one_sentence(folder, tmp_path, monkeypatch, no_work):
+    def closed(self):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setenv("CGMVAE_DATA", str(tmp_path / "cache"))
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(own_clusters.Path, "iterdir", closed)
+    with pytest.raises(ExperimentError, match="out must be a folder that can be looked into .Permission denied.; it is"):
+        cluster(folder, tmp_path / "out", **CHOICES)
+
+
 @pytest.mark.parametrize("changes, words", (
     ({"seeds": 0}, "seeds must be a whole number from 1 to 20"),
+    ({"K": 1}, "K must be a whole number of at least 2; it is 1"),
+    ({"epochs": 0}, "epochs must be a whole number of at least 1; it is 0"),
     ({"K": 0}, "K must be"), ({"views": "digit"}, "views must be"), ({"epochs": -1}, "epochs must be"),
     ({"out": "inside"}, "a folder outside"), ({"out": "used"}, "a new or empty folder"),
     ({"out": "other"}, "other images or other choices")))

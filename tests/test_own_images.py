@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jsonschema
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 import cgmvae
-from cgmvae import data, datasets, evaluation, own_images, records
+from cgmvae import data, datasets, evaluation, own_images, pictures, records
 from cgmvae.__main__ import main
 from cgmvae.datasets import DATASETS, DataError, known
 from cgmvae.experiment import Experiment, ExperimentError, preset
@@ -195,6 +197,32 @@ def test_the_centred_square_is_cut_and_a_turned_camera_heeded(tmp_path):
     assert len(halves) == 1 and not [i for i in rows if i[:13].min() > 235 and i[15:].max() < 20]
 
 
+@pytest.mark.parametrize(("white", "most"), [(4095, 4095), (3000, 4095), (4096, 65_535), (60_000, 65_535)])
+def test_twelve_bits_in_sixteen_are_not_nearly_black(white, most):
+    deep = np.array([[0, white // 2], [white // 2, white]], np.uint16)
+    plain = np.asarray(pictures.plain(Image.fromarray(deep)))
+    assert plain.dtype == np.uint8
+    assert plain.tolist() == np.round(deep * 255.0 / most).astype(int).tolist()
+
+
+def test_few_files_are_read_at_the_same_time(tmp_path, monkeypatch):
+    """Each is in the memory whole: one for each core would be too many large ones."""
+    lock, now, seen = threading.Lock(), [0], []
+
+    def slow(source, **choices):
+        with lock:
+            now[0] += 1
+            seen.append(now[0])
+        time.sleep(0.002)
+        with lock:
+            now[0] -= 1
+        return pictures.scaled(source, **choices)
+    monkeypatch.setattr(own_images, "scaled", slow)
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    read_images(fill(tmp_path / "a"))
+    assert len(seen) == 110 and 1 < max(seen) <= 4
+
+
 def test_a_large_jpeg_keeps_its_picture(tmp_path):
     folder = fill(tmp_path / "a")
     quarter = np.zeros((1600, 1600, 3), np.uint8)
@@ -240,7 +268,18 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path, capsys):
                                       f"{found.facts.test} test images, digest {found.facts.digest}")
     assert lines[1:4] == ["  pixels: 32 x 32, colour", "  labels: none", "  duplicates, counted once: 2"]
     assert lines[4].startswith("  left out: 7: 'cut.png' (") and lines[4].endswith("; and 4 more")
-    assert lines[5:] == ["  files of other kinds: 4 (.heic, .txt, no ending)"]
+    assert lines[5:] == ["  files of other kinds: 4 (2 .heic, 1 .txt, 1 no ending)"]
+
+
+def test_the_most_frequent_endings_are_named(tmp_path):
+    """A folder of .heic photographs is not taken for an empty one, whatever else is in it."""
+    folder = fill(tmp_path / "a")
+    for k in range(7):
+        (folder / f"{k}.HEIC").touch()
+    for ending in ("aae", "bin", "csv", "doc", "eml", "gif", "gif"):
+        (folder / f"{len(list(folder.iterdir()))}.{ending}").touch()
+    line = str(read_images(folder)).splitlines()[-1]
+    assert line == "  files of other kinds: 14 (7 .heic, 2 .gif, 1 .aae, 1 .bin, 1 .csv, and 2 more)"
 
 
 def test_too_few_images_say_what_was_found(tmp_path, own_cache):
@@ -252,7 +291,7 @@ def test_too_few_images_say_what_was_found(tmp_path, own_cache):
         Experiment(dataset=folder)
     message = str(error.value)
     for part in (str(folder), "100 different ones", "left out: 1: 'broken.png'", "duplicates: 1",
-                 "files of other kinds: 1 (.heic)."):
+                 "files of other kinds: 1 (1 .heic)."):
         assert part in message, message
     assert "\n" not in message and not own_cache.exists()
     (tmp_path / "none").mkdir()
@@ -268,6 +307,19 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "elsewhere" / "back").symlink_to(folder)
     found = read_images(folder)
     assert (found.facts.train + found.facts.test, found.duplicates, found.left_out) == (120, 0, [])
+
+
+@pytest.mark.parametrize("link", ["out", ""])
+def test_a_folder_that_is_left_out_is_so_behind_a_link(link, tmp_path):
+    """Else the contact sheets of one call would be images of the next."""
+    folder = fill(tmp_path / "a")
+    fill(tmp_path / "results" / "out", 10, start=200)
+    fill(tmp_path / "results" / "other", 10, start=300)
+    (folder / "linked").symlink_to(tmp_path / "results" / link)
+    expected = 110 if link else 120  # what lies beside it stays
+    found = read_images(folder, without=tmp_path / "results" / "out")
+    assert found.facts.train + found.facts.test == expected
+    assert not [name for name in found.rows if "out" in name]
 
 
 def test_the_folder_is_never_written_to(tmp_path, monkeypatch):

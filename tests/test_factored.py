@@ -176,8 +176,25 @@ def test_one_pass_whatever_K():
         assert ESTIMATORS[estimator].passes(1000) == 1
         few, many = (costs.count(Experiment(estimator=estimator, K=K)).of(estimator, K) for K in (10, 1000))
         assert many < 1.1 * few
-    with pytest.raises(ExperimentError, match="spread_logits must be false with 'collapsed'"):
-        Experiment(estimator="collapsed", spread_logits=True)
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), [
+    ("spread_logits", True, "false"), ("annealing", "ramp", "'none'"), ("beta", 0.5, "1.0")])
+def test_what_the_best_label_is_not_the_best_for(field, value, allowed):
+    """eq-collapsed is the best q(y|x) for the plain ELBO: with other weights another would be."""
+    assert getattr(Experiment(estimator="factored", **{field: value}), field) == value
+    with pytest.raises(ExperimentError) as error:
+        Experiment(estimator="collapsed", **{field: value})
+    message = str(error.value)
+    assert message.startswith(f"{field} must be {allowed} with 'collapsed', ")
+    assert message.endswith(f"; it is {value!r}.") and "\n" not in message
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_the_form_of_the_kl_of_z_is_not_read_in_training(estimator):
+    model, e, x = model_of(estimator)
+    both = [objectives.factored(model, x, e.but(kl_z_form=form), seeded()) for form in objectives.KL_Z_FORMS]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
 
 
 @pytest.mark.parametrize("estimator", BOTH)

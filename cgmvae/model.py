@@ -74,7 +74,7 @@ class GMVAE(nn.Module):
     sparsemax of at most `SUPPORT` labels where it has a softmax (chapter 11).
 
     `bf16` runs the matrix products and convolutions in bfloat16. Every density, sample and sum
-    stays in float32: in bfloat16 they would move the loss by whole nats.
+    stays in float32 or better: in bfloat16 they would move the loss by whole nats.
     """
 
     def __init__(self, experiment: Experiment, bf16: bool = False) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -61,6 +61,20 @@ def check_number(name: str, value: float, least: int | None = None, most: int | 
     if above is not None and not above < value < (math.inf if below is None else below):
         refuse(name, value, f"a number above {above}" if below is None
                else f"a number between {above} and {below}")
+
+
+UNFIT = {"collapsed": (("spread_logits", False, "which has no network for q(y|x)"),
+                       ("annealing", "none", "whose q(y|x) is the best one at weight 1"),
+                       ("beta", 1.0, "whose q(y|x) is the best one at weight 1")),
+         "sparse": (("labelled", 0, "whose q(y|x) has zeros"), ("views", "none", "whose q(y|x) has zeros"))}
+"""By posterior: a field, the one value that it can have there, and why."""
+
+
+def refuse_unfit(posterior: str, estimator: str, fields: Mapping[str, Any]) -> None:
+    """Raise ExperimentError for a field of an experiment that has no meaning with its posterior."""
+    for name, only, why in UNFIT.get(posterior, ()):
+        if fields[name] != only:
+            refuse(name, fields[name], f"{'false' if only is False else repr(only)} with {estimator!r}, {why}")
 
 
 NO_NEUTRAL = object()

@@ -18,9 +18,9 @@ from cgmvae.networks import FILTERS, KERNEL, UNITS, feature_map
 class Cost:
     """Operations of one image in one step, forward and backward."""
 
-    shared: float  # done once: the encoder, q(y|x), the half of q(z|x, y) that sees only h
+    shared: float  # done once: the encoder, q(y|x), what of q(z|x, y) sees only h, the KL of z to all p(z|y)
     per_label: float  # done for each label: the rest of q(z|x, y), p(z|y), the decoder
-    K_sized: float  # of these, in the layers whose size is K: all that grows in a Concrete step
+    K_sized: float  # of these, in the layers and products whose size is K: all that grows in a step of one pass
 
     def of(self, estimator: str, K: int) -> float:
         """Operations an image: `per_label` as often as the estimator passes through the decoder."""
@@ -46,7 +46,9 @@ def count(experiment: Experiment) -> Cost:
     encoder = area2 * FILTERS[0] * FILTERS[1] * taps + flat * UNITS
     label_head = 0 if e.posterior == "collapsed" else narrow * e.K
     q_y = UNITS * wide + wide * narrow + label_head if label_head else 0
-    shared = 2 * conv1 + 3 * (encoder + q_y + UNITS * wide)
+    # The two products of `GMVAE.kl_z_each`; with the posterior `joint` the KL of z is element-wise work.
+    kl_z = 2 * e.z_dim * e.K if e.posterior in ("factored", "collapsed") else 0
+    shared = 2 * conv1 + 3 * (encoder + q_y + UNITS * wide + kl_z)
     # A label is looked up: its row of the K-sized layers costs no products.
     rows = 0 if not ESTIMATORS[e.estimator].relaxed else e.K * wide + e.K * 2 * e.z_dim
     q_z = wide * narrow + narrow * 2 * e.z_dim
@@ -57,4 +59,4 @@ def count(experiment: Experiment) -> Cost:
                + map_area * FILTERS[1] * FILTERS[0] * taps
                + middle * FILTERS[0] * channels * taps)
     per_label = 3 * (rows + q_z + decoder)
-    return Cost(2.0 * shared, 2.0 * per_label, 2.0 * 3 * (label_head + rows))
+    return Cost(2.0 * shared, 2.0 * per_label, 2.0 * 3 * (label_head + kl_z + rows))

@@ -16,7 +16,7 @@ from typing import Any
 from cgmvae import presets
 from cgmvae.annealing import LEARNING_RATES, SCHEDULES
 from cgmvae.binarisation import BINARISATIONS
-from cgmvae.checks import NO_NEUTRAL, ExperimentError, check, choice, did_you_mean, one_of, refuse
+from cgmvae.checks import NO_NEUTRAL, ExperimentError, check, choice, did_you_mean, one_of, refuse, refuse_unfit
 from cgmvae.datasets import DATASETS
 from cgmvae.estimators import ESTIMATORS
 from cgmvae.model import LIKELIHOODS
@@ -67,7 +67,8 @@ class Experiment:
     beta: float = choice(1.0, "weight of the KL of z in the training loss; 1", "1, as eq. 8 has none",
                          neutral=1.0, above=0)
     kl_z_form: str = choice("sampled", "the KL of z: `sampled`, its integrand at the sample of z, or `closed`, its "
-                            "integral over z", "eq. 6 to 8 read `sampled`", options=KL_Z_FORMS, neutral="sampled")
+                            "integral over z, which `factored` and `collapsed` train with in either case",
+                            "eq. 6 to 8 read `sampled`", options=KL_Z_FORMS, neutral="sampled")
     likelihood: str | None = choice(
         None, "p(x|z): `bernoulli` on binary pixels, `cross_entropy` (its formula on pixels in "
         "[0, 1]), or `gaussian` with one learned scale; MNIST `bernoulli`, CIFAR-100 "
@@ -144,11 +145,7 @@ class Experiment:
                    "training images" if facts.groups else f"0, as {self.dataset!r} has no labels")
         if self.labelled and self.K < facts.groups:
             refuse("K", self.K, f"at least the {facts.groups} classes whose names are told (labelled)")
-        if self.spread_logits and self.posterior == "collapsed":
-            refuse("spread_logits", True, f"false with {self.estimator!r}, which has no network for q(y|x)")
-        for name, off in (("labelled", 0), ("views", "none")):
-            if self.posterior == "sparse" and getattr(self, name) != off:
-                refuse(name, getattr(self, name), f"{off!r} with {self.estimator!r}, whose q(y|x) has zeros")
+        refuse_unfit(self.posterior, self.estimator, vars(self))
         # A choice that this run does not use must not give it another id.
         unused = {"tau": not estimator.relaxed, "kl_y_form": self.kl_y_form not in estimator.kl_y_forms,
                   "tau_start": self.estimator != "concrete", "annealing_steps": self.annealing == "none",

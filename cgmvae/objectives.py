@@ -122,14 +122,17 @@ def factored(model: GMVAE, x: Tensor, experiment: Experiment,
              generator: Generator | None = None, h: Tensor | None = None) -> Terms:
     """Eq. 5 for a posterior q(y|x) q(z|x), whose z does not depend on y: one pass, chapter 10.
 
-    The sum over labels is then a mean of KL divergences between Gaussians, O(K D) and exact. With
-    the posterior `collapsed`, q(y|x) is the best there is for q(z|x), and no network.
+    The sum over labels is then a mean of KL divergences between Gaussians, O(K D) and exact: `kl_z` is
+    in closed form whatever `experiment.kl_z_form` says. With the posterior `collapsed`, q(y|x) is the
+    best there is for q(z|x) and the plain ELBO, and no network.
     """
     h = model.encode(x) if h is None else h
     q_z = model.q_z_of_x(model.q_z_h(h))
     noise = torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
-    z, log_q_y = q_z.loc + q_z.scale * noise, model.log_q_y(h)
-    return {"log_px": model.log_p_x(x, z), "kl_z": (log_q_y.exp() * model.kl_z_each(q_z)).sum(-1),
+    z, kl_z = q_z.loc + q_z.scale * noise, model.kl_z_each(q_z)
+    # What `model.log_q_y` gives, without all of the above once more.
+    log_q_y = (-kl_z).log_softmax(-1) if model.posterior == "collapsed" else model.log_q_y(h)
+    return {"log_px": model.log_p_x(x, z), "kl_z": (log_q_y.exp() * kl_z).sum(-1),
             "kl_y": categorical_kl(log_q_y, model.log_p_y())}
 
 

@@ -9,11 +9,10 @@ from torch.distributions import Normal, kl_divergence
 
 from cgmvae import checkpoints, costs, evaluation, objectives
 from cgmvae.estimators import ESTIMATORS
-from cgmvae.experiment import Experiment, ExperimentError
+from cgmvae.experiment import Experiment, ExperimentError, preset
 from cgmvae.model import GMVAE
 from cgmvae.objectives import elbo
 from cgmvae.run import fit
-from cgmvae.experiment import preset
 
 BOTH = ("factored", "collapsed")
 
@@ -60,6 +59,52 @@ def test_the_kl_to_every_component_is_that_of_two_gaussians():
         assert torch.allclose(each[:, k], kl_divergence(q_z, p_z).sum(-1), rtol=1e-10)
 
 
+def gaussians(dtype: torch.dtype, means: float, apart: float, scales: float, K: int = 7, D: int = 64):
+    """A model whose p(z|y) have means about `means`, `apart` from each other, and 20 q(z|x) among them."""
+    model, _, _ = model_of("factored", K, D)
+    with torch.no_grad():
+        model.p_z_layer.weight[:D].normal_(means, apart, generator=seeded(3))
+        model.p_z_layer.weight[D:].normal_(2 * math.log(scales), 0.5, generator=seeded(4))
+        model.p_z_layer.bias.zero_()
+    of_x = [means + apart * torch.randn(20, D, generator=seeded(5), dtype=torch.float64),
+            scales * (0.5 * torch.randn(20, D, generator=seeded(6), dtype=torch.float64)).exp()]
+    return model.to(dtype), [t.to(dtype).requires_grad_() for t in of_x]
+
+
+def one_by_one(model: GMVAE, loc: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What `kl_z_each` should be by torch's own formula, in float64 from the same numbers: (B, K)."""
+    means, log_variances = model.p_z_layer.weight.T.double().chunk(2, -1)
+    p_z = Normal(means, (log_variances / 2).exp())
+    return kl_divergence(Normal(loc[:, None].double(), scale[:, None].double()), p_z).sum(-1)
+
+
+PLACES = [(0.0, 1.0, 1.0), (0.0, 3.0, 0.3), (100.0, 0.1, 0.1)]
+"""Means about, apart, scales: as at the start, wider than a trained model's, and far from zero for their width."""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_two_products_give_torchs_divergence_and_its_gradient(place):
+    model, of_x = gaussians(torch.float64, *place)
+    values = model.kl_z_each(Normal(*of_x)), one_by_one(model, *of_x)
+    assert torch.allclose(*values, rtol=1e-12, atol=1e-12)
+    weights = torch.rand(20, 7, generator=seeded(7), dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((weights * v).sum(), [*of_x, model.p_z_layer.weight]) for v in values)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("autocast", (False, True))
+@pytest.mark.parametrize("place", PLACES)
+def test_no_precision_of_products_moves_the_divergence(place, autocast):
+    """Squares in float32 would be wrong by whole nats at the last place, those in bfloat16 at each."""
+    model, of_x = gaussians(torch.float32, *place)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        value = model.kl_z_each(Normal(*of_x))
+    exact = one_by_one(model, *of_x)
+    assert value.dtype == torch.float32
+    assert torch.allclose(value.double(), exact, rtol=5e-7, atol=1e-5)
+
+
 def test_the_collapsed_label_is_the_best_there_is():
     """No q(y|x) gives a higher ELBO for the same q(z|x), and its value is the closed form of chapter 10."""
     model, e, x = model_of("collapsed")
@@ -101,6 +146,16 @@ def test_the_bound_from_its_samples_and_its_elbo_agree_with_the_terms(estimator)
 
 
 @pytest.mark.parametrize("estimator", BOTH)
+def test_the_loss_has_the_models_own_label(estimator):
+    model, e, x = model_of(estimator)
+    h = model.encode(x)
+    log_q_y, kl = model.log_q_y(h), model.kl_z_each(model.q_z_of_x(model.q_z_h(h)))
+    terms = objectives.factored(model, x, e, seeded())
+    assert torch.allclose(terms["kl_z"], (log_q_y.exp() * kl).sum(-1), rtol=1e-12)
+    assert torch.allclose(terms["kl_y"], objectives.categorical_kl(log_q_y, -math.log(4)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
 def test_a_run_learns_and_its_weights_are_read_back(estimator, tmp_path):
     e = preset("quick", estimator=estimator, epochs=2, iw_samples=2, z_dim=10)
     t = trainer(e)
@@ -121,8 +176,25 @@ def test_one_pass_whatever_K():
         assert ESTIMATORS[estimator].passes(1000) == 1
         few, many = (costs.count(Experiment(estimator=estimator, K=K)).of(estimator, K) for K in (10, 1000))
         assert many < 1.1 * few
-    with pytest.raises(ExperimentError, match="spread_logits must be false with 'collapsed'"):
-        Experiment(estimator="collapsed", spread_logits=True)
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), [
+    ("spread_logits", True, "false"), ("annealing", "ramp", "'none'"), ("beta", 0.5, "1.0")])
+def test_what_the_best_label_is_not_the_best_for(field, value, allowed):
+    """eq-collapsed is the best q(y|x) for the plain ELBO: with other weights another would be."""
+    assert getattr(Experiment(estimator="factored", **{field: value}), field) == value
+    with pytest.raises(ExperimentError) as error:
+        Experiment(estimator="collapsed", **{field: value})
+    message = str(error.value)
+    assert message.startswith(f"{field} must be {allowed} with 'collapsed', ")
+    assert message.endswith(f"; it is {value!r}.") and "\n" not in message
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_the_form_of_the_kl_of_z_is_not_read_in_training(estimator):
+    model, e, x = model_of(estimator)
+    both = [objectives.factored(model, x, e.but(kl_z_form=form), seeded()) for form in objectives.KL_Z_FORMS]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
 
 
 @pytest.mark.parametrize("estimator", BOTH)

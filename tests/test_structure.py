@@ -13,7 +13,7 @@ from helpers import CHAPTERS, code_cells
 from IPython.core.inputtransformer2 import TransformerManager
 from matplotlib.figure import Figure
 
-from cgmvae import Experiment, comparison, figures
+from cgmvae import Experiment, benchmark_figures, comparison, figures
 
 PROMISED = ["01_generative_model", "02_relaxation", "03_annealing", "04_cifar", "05_scaling",
             "06_clusters", "07_reproduction", "08_worth_having"]
@@ -24,8 +24,8 @@ THE_PAPERS_REFERENCES = {
     "shu2016", "bowman2016", "dilokthanakul2016", "jang2017", "kingma2014adam", "kingma2013vae",
     "kingma2014semi", "krizhevsky2009", "lecun2010", "maddison2017", "rezende2014", "williams1992",
     "yang2017"}
-MAKES_A_FIGURE = {name for name, made in vars(figures).items() if inspect.isfunction(made)
-                  and typing.get_type_hints(made).get("return") is Figure}
+MAKES_A_FIGURE = {name for module in (figures, benchmark_figures) for name, made in vars(module).items()
+                  if inspect.isfunction(made) and typing.get_type_hints(made).get("return") is Figure}
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -248,6 +248,19 @@ def test_each_equation_of_the_paper_is_used_in_another_chapter():
                  for _ in re.findall(rf"(?m)\$\$ \(eq-{n}\)$|^:label: eq-{n}$", text)]
         used = [name for name, text in texts.items() if f"{{eq}}`eq-{n}`" in text]
         assert set(used) - {home}, f"eq. ({n}) of {home} is referred to from no other chapter"
+
+
+NEEDS_AN_EXTENSION = re.compile(r"\\(boldsymbol|[bx]?cancel|cancelto|color|textcolor|colorbox|enclose|href|class|style|"
+                                r"unicode|verb|bra|ket|braket|ce|pu|require|bbox|mathtip|toggle|physics)\b")
+
+
+def test_formulas_need_no_extension_of_mathjax():
+    """What it loads for a command that it does not know is not in the book, and a page that asks for it has no formula."""
+    assert NEEDS_AN_EXTENSION.search(r"$\boldsymbol\mu$") and not NEEDS_AN_EXTENSION.search(r"$\brace \mathbf{x}$")
+    texts = {path.name: path.read_text() for path in CHAPTERS.glob("*.md")}
+    texts |= {name: "\n".join(c.source for c in read(name).cells if c.cell_type == "markdown") for name in NAMES}
+    found = {name: m.group() for name, text in texts.items() if (m := NEEDS_AN_EXTENSION.search(text))}
+    assert not found
 
 
 def test_citations_exist():

@@ -162,13 +162,14 @@ class GMVAE(nn.Module):
         is (B, K, D): with one, a step would wait for memory where its count of operations hardly grows.
         """
         p_z = self.p_z(torch.arange(self.K, device=q_z.loc.device))
-        # Squares that nearly cancel: hence in float64, which no precision of CUDA rounds either, and around the
-        # means' own centre, for MPS has no float64. A shift of all means changes no divergence.
-        dtype = torch.float32 if q_z.loc.device.type == "mps" else torch.float64
+        # Squares that nearly cancel: hence around the means' own centre, as a shift of all means changes no
+        # divergence, and on CUDA, where tf32 would round the products by whole nats, in float64.
+        dtype = torch.float64 if q_z.loc.device.type == "cuda" else q_z.loc.dtype
         of_x, scale_x, of_y, scale_y = (t.to(dtype) for t in (q_z.loc, q_z.scale, p_z.loc, p_z.scale))
         centre = of_y.detach().mean(0)
         of_x, of_y, variance, precision = of_x - centre, of_y - centre, scale_x**2, scale_y**-2
-        far = (variance + of_x**2) @ precision.T - 2 * of_x @ (of_y * precision).T
+        with torch.autocast(q_z.loc.device.type, enabled=False):
+            far = (variance + of_x**2) @ precision.T - 2 * of_x @ (of_y * precision).T
         each = (of_y**2 * precision - precision.log()).sum(-1)  # of y alone, (K,)
         return ((far + each - (variance.log() + 1).sum(-1, keepdim=True)) / 2).to(q_z.loc.dtype)
 

@@ -96,7 +96,7 @@ def test_two_products_give_torchs_divergence_and_its_gradient(place):
 @pytest.mark.parametrize("autocast", (False, True))
 @pytest.mark.parametrize("place", PLACES)
 def test_no_precision_of_products_moves_the_divergence(place, autocast):
-    """Squares in float32 would be wrong by whole nats at the last place, those in bfloat16 at each."""
+    """Squares that are not centred would be wrong by whole nats at the last place, those in bfloat16 at each."""
     model, of_x = gaussians(torch.float32, *place)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         value = model.kl_z_each(Normal(*of_x))

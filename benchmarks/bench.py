@@ -332,7 +332,7 @@ def print_cell(cell: dict, gemm: dict[str, float]) -> None:
                 text += f";  {middle:.2f} [{low:.2f}, {high:.2f}] of {peer}"
                 bound = BOUNDS.get(precision, {}).get(cell["estimator"])
                 if peer == "plain" and bound is not None:
-                    # At the rate of a large matrix product: nobody's step is faster.
+                    # At the rate of a large matrix product: a step of just these operations can hardly be faster.
                     least = floor / statistics.median(times[peer])
                     text += (" ok" if middle <= bound else f" over {bound}") + f" (the floor: {least:.2f})"
         print(text, flush=True)

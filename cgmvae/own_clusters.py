@@ -23,7 +23,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from cgmvae import checkpoints, gallery
 from cgmvae.agreement import RECIPE
-from cgmvae.checks import check_number, refuse, typed
+from cgmvae.checks import at_least, refuse, typed
 from cgmvae.data import Pixels
 from cgmvae.evaluation import assign, information, perplexity, verdict
 from cgmvae.experiment import Experiment, preset
@@ -81,7 +81,7 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
         refuse("out", str(out), f"a folder outside {place}, to which nothing is written")
     if not isinstance(seeds, int) or not 1 <= seeds <= 20:
         refuse("seeds", seeds, "a whole number from 1 to 20")
-    K, epochs = _at_least("K", K, 2), None if epochs is None else _at_least("epochs", epochs, 1)
+    K, epochs = _whole("K", K, 2), None if epochs is None else _whole("epochs", epochs, 1)
     found = read_images(place, without=out)
     keep(found)
     experiments = [experiment_of(found, K, views, epochs, seed) for seed in range(seeds)]
@@ -109,9 +109,9 @@ def experiment_of(found: Found, K: int, views: str | None, epochs: int | None, s
     return preset("paper", **choices, epochs=max(EPOCHS, math.ceil(STEPS / steps)) if epochs is None else epochs)
 
 
-def _at_least(name: str, value: Any, least: int) -> int:
+def _whole(name: str, value: Any, least: int) -> int:
     value = typed(name, value, int, {"least": least})
-    check_number(name, value, least=least)
+    at_least(name, value, least)
     return value
 
 

@@ -62,8 +62,8 @@ def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor,
                kl_z_form: str = "sampled") -> tuple[Tensor, Tensor]:
     """ln p(x|z) and ln q(z|x, y)/p(z|y) for every label, each (K, B).
 
-    Labels are taken a few at a time: as many as fill the hardware, not so many that what they
-    leave for the backward pass outgrows the cache. Where keeping all of it would outgrow
+    Labels are taken as many at a time as fill the hardware. Where keeping what all of them leave
+    for the backward pass would outgrow
     `KEEP_BYTES`, it is computed again in the backward pass, so that memory does not grow with K.
 
     Args:

@@ -5,12 +5,13 @@
 Each implementation lives in a process of its own, pinned to the same cores, so that no one's memory
 settings help another. They take turns, one timed step each, for as many rounds as asked; a ratio is
 taken within a round and its median and quartiles are reported. Prints the tables and saves
-results/benchmarks/DEVICE.json and two figures.
+results/benchmarks/DEVICE.json and three figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
 import multiprocessing
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 from cgmvae import benchmark_figures, data, devices, figures, records, training
@@ -142,14 +144,35 @@ def timed_on_device(step) -> float:
     return start.elapsed_time(end) / 1000 / 20
 
 
+class Operators(TorchDispatchMode):
+    """Adds up the seconds of each torch operator while it is active, those of the backward pass included.
+
+    torch's profiler would do, but on a CPU its own memory slows the operators with large buffers severalfold.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = collections.Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        start = time.perf_counter()
+        result = operator(*args, **(kwargs or {}))
+        self.seconds[operator._schema.name] += time.perf_counter() - start
+        return result
+
+
 def profile(step, device: torch.device, steps: int = 20) -> dict[str, float]:
-    """Seconds of a step by torch operator, each without the operators that it calls."""
-    kind, time_of = (("CUDA", "self_device_time_total") if device.type == "cuda"
-                     else ("CPU", "self_cpu_time_total"))
-    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as seen:
+    """Seconds of a step by torch operator: on a GPU of its kernels, each without the operators that it calls."""
+    if device.type == "cuda":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            for _ in range(steps):
+                step()
+        return {row.key: row.self_device_time_total / 1e6 / steps for row in seen.key_averages()}
+    step()
+    with Operators() as timed:
         for _ in range(steps):
             step()
-    return {row.key: getattr(row, time_of) / 1e6 / steps for row in seen.key_averages()}
+    return {name: seconds / steps for name, seconds in timed.seconds.items()}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -272,7 +295,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     path = path_of(out, folder)
     for dataset, estimator, K in CELLS:
         e = preset("paper", dataset=dataset, estimator=estimator, K=K, batch_size=BATCH)
-        timed = bench.times({name: (name, e) for name in implementations}, args.rounds, budget=600)
+        timed = bench.times({name: (name, e) for name in implementations}, args.rounds, budget=600, profiles=True)
         cell = {"dataset": dataset, "estimator": estimator, "K": K,
                 "operations": count(e).of(estimator, K) * BATCH, "times": timed}
         out["cells"].append(cell)
@@ -313,6 +336,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     figures.style()
     benchmark_figures.step_time_against_K([out]).savefig(path.with_suffix(".steps.png"))
     benchmark_figures.share_of_limit([out]).savefig(path.with_suffix(".share.png"))
+    benchmark_figures.step_by_kind([out]).savefig(path.with_suffix(".kinds.png"))
     return path
 
 

@@ -13,6 +13,13 @@ LOOKS = {"plain": ("#999999", "s", "plain PyTorch"), "pyro": ("#CC79A7", "D", "P
          "ours": ("#0072B2", "o", "this package")}
 """Colour, marker and label of each implementation."""
 
+KINDS = {"convolutions": ("convolution",), "matrix products": ("mm", "addmm", "bmm"),
+         "pooling and ReLU": ("max_pool2d", "relu", "threshold_backward"),
+         "copies and conversions": ("_to_copy", "copy_", "clone", "fill_", "zero_"), "Adam": ("_fused_adam_", "lerp_", "addcmul_", "addcdiv_"),
+         "other operators": ("",)}
+"""What a step does: how the names of the torch operators of each kind begin. A name is of the first that fits."""
+KIND_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7", "#999999", "#dddddd")
+
 
 def device(saved: dict) -> str:
     """The device that a file is of: its name and, of a CPU, the vector instructions that torch uses on it."""
@@ -70,6 +77,39 @@ def share_of_limit(benchmarks: list[dict]) -> Figure:
         axis.set_xticks(range(len(cells)), [f"{c['dataset']}\n{c['estimator']}, K = {c['K']}" for c in cells])
         axis.set(ylabel="share of the GEMM rate", ylim=(0, 1.25), yticks=np.arange(0, 1.1, 0.2), title=device(benchmark))
         axis.legend(ncols=len(names))
+    return figure
+
+
+def seconds_by_kind(times: dict) -> dict[str, float]:
+    """Seconds of a step by kind of operator, and what is left of it between them.
+
+    Args:
+        times: of one implementation in one cell of what `benchmarks/bench.py` saved, with its profile.
+    """
+    seconds = dict.fromkeys(KINDS, 0.0)
+    for operator, value in times["profile"].items():
+        name = operator.removeprefix("aten::")
+        seconds[next(kind for kind, begins in KINDS.items() if name.startswith(begins))] += value
+    return {**seconds, "between operators": max(0.0, np.median(times["seconds"]) - sum(seconds.values()))}
+
+
+def step_by_kind(benchmarks: list[dict]) -> Figure:
+    """What a step's time goes to, as a share of plain PyTorch's step: one panel a CPU whose file has profiles."""
+    benchmarks = [b for b in benchmarks
+                  if b["environment"]["device"] == "cpu" and "profile" in b["cells"][0]["times"]["plain"]]
+    figure, axes = plt.subplots(max(1, len(benchmarks)), 1, figsize=(8, 1.0 + 3.8 * len(benchmarks)), squeeze=False)
+    for axis, benchmark in zip(axes[:, 0], benchmarks, strict=False):
+        bars = [(f"{c['dataset']} {c['estimator']}: {_look(name)[2]}", t, np.median(c["times"]["plain"]["seconds"]))
+                for c in benchmark["cells"] for name, t in c["times"].items() if name != "pyro"]
+        left = np.zeros(len(bars))
+        for i, kind in enumerate((*KINDS, "between operators")):
+            shares = np.array([seconds_by_kind(times)[kind] / plain for _, times, plain in bars])
+            axis.barh(range(len(bars)), shares, left=left, color=KIND_COLOURS[i], label=kind)
+            left += shares
+        axis.set_yticks(range(len(bars)), [label for label, _, _ in bars])
+        axis.invert_yaxis()
+        axis.set(xlabel="share of plain PyTorch's step", title=device(benchmark))
+        axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.3, -0.16))
     return figure
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgmvae import benchmark_figures
 from cgmvae.experiment import preset
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -62,13 +63,30 @@ def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys, own_c
     cell, = saved["cells"]
     assert {"plain", "pyro", "ours float32"} <= set(cell["times"])
     assert all(len(t["seconds"]) == 3 and min(t["seconds"]) > 0 for t in cell["times"].values())
+    for name, times in cell["times"].items():
+        parts = benchmark_figures.seconds_by_kind(times)
+        assert min(parts["convolutions"], parts["matrix products"], parts["pooling and ReLU"]) > 0, name
+        assert sum(times["profile"].values()) == pytest.approx(
+            sum(parts.values()) - parts["between operators"]) and parts["Adam"] > 0
     assert [w["dataset"] for w in saved["wide"]] == ["mnist", "cifar100"]
     assert all(max(w["grown"].values()) > 0 for w in saved["wide"])
     assert [(s["estimator"], s["K"]) for s in saved["sweep"]] == [
         ("concrete", 1), ("concrete", 2), ("marginal", 1), ("marginal", 2)]
-    assert {p.name for p in tmp_path.glob("*.png")} == {f"{path.stem}.{kind}.png" for kind in ("steps", "share")}
+    assert {p.name for p in tmp_path.glob("*.png")} == {f"{path.stem}.{kind}.png" for kind in ("steps", "share", "kinds")}
     out = capsys.readouterr().out
     assert "K = 1,000 over K = 10" in out and "what grew" in out
+
+
+def test_operators_seconds_are_counted_once_and_with_those_of_the_backward_pass():
+    weight = torch.ones(8, 8, requires_grad=True)
+
+    def step():
+        weight.mm(weight).sum().backward()
+    seconds = bench.profile(step, torch.device("cpu"), steps=2)
+    assert {"aten::mm", "aten::sum", "aten::t"} <= set(seconds) and min(seconds.values()) > 0
+    with bench.Operators() as seen:
+        torch.ones(3) + 1
+    assert set(seen.seconds) == {"aten::ones", "aten::add"}
 
 
 def test_a_stopped_benchmark_leaves_the_last_whole_one(tmp_path):

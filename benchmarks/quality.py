@@ -129,9 +129,10 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     if (part := path.with_suffix(".part")).exists() and (was := json.loads(part.read_text()))["environment"] == out["environment"]:
         out = was
     there = {(cell["dataset"], cell["estimator"], cell["K"]) for cell in out["cells"]}
-    for dataset, estimator, K in CELLS:
-        if estimator not in args.estimators or (dataset, estimator, K) in there:
-            continue
+    cells = [cell for cell in CELLS if cell[1] in args.estimators and cell not in there]
+    for dataset, _, _ in cells:
+        data.load(dataset)  # downloads what is missing, once and not in each of the processes
+    for dataset, estimator, K in cells:
         e = preset("half", dataset=dataset, estimator=estimator, K=K, epochs=args.epochs, patience=args.epochs)
         out["cells"].append({"dataset": dataset, "estimator": estimator, "K": K, "levels": LEVELS[dataset],
                              "runs": train(bench, e, names, LEVELS[dataset], args.epochs)})
@@ -152,7 +153,10 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="+", default=["concrete", "marginal"], choices=["concrete", "marginal"])
     parser.add_argument("--out", type=Path, help="folder (results/benchmarks)")
     args = parser.parse_args()
-    print(f"\nsaved in {run(args, args.out or records.results_folder() / 'benchmarks')}")
+    try:
+        print(f"\nsaved in {run(args, args.out or records.results_folder() / 'benchmarks')}")
+    except data.DataError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

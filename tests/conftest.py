@@ -39,11 +39,11 @@ def no_work(monkeypatch):
 @pytest.fixture(autouse=True)
 def registries_as_they_are():
     """What a test registers goes with it, and so does what a chapter's solution that it executes does."""
-    from cgmvae import annealing, binarisation, datasets, estimators, model, networks, own_images
+    from cgmvae import annealing, binarisation, datasets, estimators, model, networks, own_images, views
 
     with contextlib.ExitStack() as stack:
         for registry in (annealing.SCHEDULES, estimators.ESTIMATORS, model.LIKELIHOODS,
                          binarisation.BINARISATIONS, networks.INITIALISATIONS,
-                         datasets.DATASETS, own_images._registered):
+                         datasets.DATASETS, own_images._registered, views.VIEWS):
             stack.enter_context(patch.dict(registry))
         yield

@@ -149,7 +149,7 @@ def timed_on_device(step) -> float:
 class Operators(TorchDispatchMode):
     """Adds up the seconds of each torch operator while it is active, those of the backward pass included.
 
-    torch's profiler would do, but on a CPU its own memory slows the operators with large buffers severalfold.
+    torch's profiler would do, but on a CPU its own use of memory slows the operators with large buffers.
     """
 
     def __init__(self) -> None:
@@ -326,7 +326,8 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     figures.style()
     benchmark_figures.step_time_against_K([out]).savefig(path.with_suffix(".steps.png"))
     benchmark_figures.share_of_limit([out]).savefig(path.with_suffix(".share.png"))
-    benchmark_figures.step_by_kind([out]).savefig(path.with_suffix(".kinds.png"))
+    if device.type == "cpu":  # a GPU's profile has the names of kernels
+        benchmark_figures.step_by_kind([out]).savefig(path.with_suffix(".kinds.png"))
     return path
 
 

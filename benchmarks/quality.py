@@ -77,18 +77,13 @@ def trainee(pipe, name: str, e: Experiment, device_name: str, cores: set[int]) -
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def passed(losses: list[float], level: float) -> int | None:
-    """The first epoch whose validation loss is at most the level; None: none is."""
-    return next((epoch for epoch, loss in enumerate(losses, 1) if loss <= level), None)
-
-
 def train(bench: Bench, e: Experiment, names: list[str], levels: list[float], epochs: int) -> dict[str, dict]:
     """Epochs in turns: seconds and validation loss of each, by implementation."""
     crew = bench.crew(trainee, {name: (name, e) for name in names})
     runs = {name: {"seconds": [], "validation_loss": []} for name in crew}
     for _ in range(epochs):
         for name, run in runs.items():
-            if passed(run["validation_loss"], min(levels)):
+            if benchmark_figures.passed(run, min(levels)):
                 continue
             crew[name][0].send(True)
             answer = crew[name][0].recv()
@@ -108,14 +103,11 @@ def summary(cell: dict) -> str:
     """Epochs and minutes to each level, and the share of plain PyTorch's minutes."""
     lines = [f"\n{cell['dataset']} {cell['estimator']} K={cell['K']}:"]
     for level in cell["levels"]:
-        minutes = {}
-        for name, run in cell["runs"].items():
-            epoch = passed(run["validation_loss"], level)
-            if epoch is not None:
-                minutes[name] = sum(run["seconds"][:epoch]) / 60
-            share = f", {minutes[name] / minutes['plain']:.2f} of plain" if {name, "plain"} <= set(minutes) else ""
-            lines.append(f"  {level:.0f} nats: {name:13} " + ("not reached" if epoch is None else
-                         f"epoch {epoch:2}, {minutes[name]:6.1f} minutes{share}"))
+        there = {name: benchmark_figures.passed(run, level) for name, run in cell["runs"].items()}
+        for name, passed in there.items():
+            share = f", {passed[1] / there['plain'][1]:.2f} of plain" if passed and there.get("plain") else ""
+            lines.append(f"  {level:.0f} nats: {name:13} " + (
+                f"epoch {passed[0]:2}, {passed[1]:6.1f} minutes{share}" if passed else "not reached"))
     return "\n".join(lines)
 
 
@@ -140,7 +132,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
         print(summary(out["cells"][-1]), flush=True)
     save(out, path, done=True)
     figures.style()
-    benchmark_figures.loss_against_minutes(out).savefig(path.with_suffix(".png"))
+    benchmark_figures.loss_against_minutes([out]).savefig(path.with_suffix(".png"))
     return path
 
 

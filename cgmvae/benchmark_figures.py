@@ -94,37 +94,49 @@ def seconds_by_kind(times: dict) -> dict[str, float]:
 
 
 def step_by_kind(benchmarks: list[dict]) -> Figure:
-    """What a step's time goes to, as a share of plain PyTorch's step: one panel a CPU whose file has profiles."""
-    benchmarks = [b for b in benchmarks
-                  if b["environment"]["device"] == "cpu" and "profile" in b["cells"][0]["times"]["plain"]]
-    figure, axes = plt.subplots(max(1, len(benchmarks)), 1, figsize=(8, 1.0 + 3.8 * len(benchmarks)), squeeze=False)
-    for axis, benchmark in zip(axes[:, 0], benchmarks, strict=False):
-        bars = [(f"{c['dataset']} {c['estimator']}: {_look(name)[2]}", t, np.median(c["times"]["plain"]["seconds"]))
-                for c in benchmark["cells"] for name, t in c["times"].items() if name != "pyro"]
+    """What a step's time goes to, as a share of plain PyTorch's step: one panel a device.
+
+    Args:
+        benchmarks: what `benchmarks/bench.py` saved of CPUs, with profiles, a file each.
+    """
+    figure, axes = plt.subplots(len(benchmarks), 1, figsize=(8, 1.0 + 3.8 * len(benchmarks)), squeeze=False)
+    for axis, benchmark in zip(axes[:, 0], benchmarks, strict=True):
+        bars = {f"{c['dataset']} {c['estimator']}: {_look(name)[2]}":
+                np.array(list(seconds_by_kind(times).values())) / np.median(c["times"]["plain"]["seconds"])
+                for c in benchmark["cells"] for name, times in c["times"].items() if name != "pyro"}
         left = np.zeros(len(bars))
-        for i, kind in enumerate((*KINDS, "between operators")):
-            shares = np.array([seconds_by_kind(times)[kind] / plain for _, times, plain in bars])
-            axis.barh(range(len(bars)), shares, left=left, color=KIND_COLOURS[i], label=kind)
+        for kind, colour, shares in zip((*KINDS, "between operators"), KIND_COLOURS, np.transpose(list(bars.values())),
+                                        strict=True):
+            axis.barh(list(bars), shares, left=left, color=colour, label=kind)
             left += shares
-        axis.set_yticks(range(len(bars)), [label for label, _, _ in bars])
         axis.invert_yaxis()
         axis.set(xlabel="share of plain PyTorch's step", title=device(benchmark))
         axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.3, -0.16))
     return figure
 
 
-def loss_against_minutes(saved: dict) -> Figure:
-    """Validation loss against minutes of training: one panel a cell, the levels to pass as lines.
+def passed(run: dict, level: float) -> tuple[int, float] | None:
+    """The first epoch whose validation loss is at most the level, and the minutes of training until then.
 
     Args:
-        saved: what `benchmarks/quality.py` saved.
+        run: of one implementation in one cell of what `benchmarks/quality.py` saved. None: no epoch's is.
     """
-    cells = saved["cells"]
+    epoch = next((epoch for epoch, loss in enumerate(run["validation_loss"], 1) if loss <= level), None)
+    return None if epoch is None else (epoch, sum(run["seconds"][:epoch]) / 60)
+
+
+def loss_against_minutes(benchmarks: list[dict]) -> Figure:
+    """Validation loss against minutes of training: one panel a device and cell, the levels to pass as lines.
+
+    Args:
+        benchmarks: what `benchmarks/quality.py` saved, a file each.
+    """
+    cells = [(device(b), cell) for b in benchmarks for cell in b["cells"]]
     rows = (len(cells) + 1) // 2
     figure, grid = plt.subplots(rows, 2, figsize=(8, 0.4 + 2.9 * rows), squeeze=False)
     for axis in grid.flat[len(cells):]:
         axis.remove()
-    for axis, cell in zip(grid.flat, cells, strict=False):
+    for axis, (name_of_device, cell) in zip(grid.flat, cells, strict=False):
         for name, run in cell["runs"].items():
             colour, marker, label = _look(name)
             axis.plot(np.cumsum(run["seconds"]) / 60, run["validation_loss"], color=colour, marker=marker,
@@ -133,7 +145,8 @@ def loss_against_minutes(saved: dict) -> Figure:
             axis.axhline(level, color="black", linestyle="--", linewidth=0.8)
         low, high = cell["levels"][-1], cell["levels"][0]
         axis.set(xlabel="minutes of training", ylim=(low - 0.5 * (high - low), high + 4 * (high - low)),
-                 title=f"{cell['dataset']} {cell['estimator']}, K = {cell['K']}")
+                 title=f"{name_of_device}\n{cell['dataset']} {cell['estimator']}, K = {cell['K']}")
+        axis.title.set_fontsize(9)
     for axes in grid:
         axes[0].set_ylabel("validation loss (nats)")
     grid[0, 0].legend()

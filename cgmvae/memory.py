@@ -24,10 +24,6 @@ def activation_bytes(model: GMVAE, x: Tensor) -> int:
 
 
 def labels_at_once(model: GMVAE, x: Tensor) -> int:
-    """How many labels the marginal takes in one go: enough to keep the hardware busy, in bounded memory.
-
-    More at once means larger matrix products. Two labels at a time, which fit a CPU's cache, took 7%
-    (float32) and 23% (bfloat16) longer than twenty on one processor with matrix units.
-    """
+    """How many labels the marginal takes in one go: more make larger matrix products, in bounded memory."""
     budget = {"cpu": 512 * 2**20, "cuda": 4 * 2**30, "mps": 2**29}[x.device.type]
     return max(1, min(model.K, budget // activation_bytes(model, x)))

@@ -62,9 +62,9 @@ def all_labels(model: GMVAE, x: Tensor, from_h: Tensor, noise: Tensor,
                kl_z_form: str = "sampled") -> tuple[Tensor, Tensor]:
     """ln p(x|z) and ln q(z|x, y)/p(z|y) for every label, each (K, B).
 
-    Labels are taken as many at a time as fill the hardware. Where keeping what all of them leave
-    for the backward pass would outgrow
-    `KEEP_BYTES`, it is computed again in the backward pass, so that memory does not grow with K.
+    Labels are taken as many at a time as fill the hardware. Where what all of them leave for the
+    backward pass would outgrow `KEEP_BYTES`, it is computed again there, so that memory does not
+    grow with K.
 
     Args:
         from_h: (B, 512), from `model.q_z_h`.

@@ -53,6 +53,7 @@ def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys, own_c
     monkeypatch.setattr(bench, "CELLS", [("mnist", "concrete", 3)])
     monkeypatch.setattr(bench, "KS", (1, 2))
     monkeypatch.setattr(bench, "BATCH", 4)
+    monkeypatch.setattr(bench, "CREWS", 2)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--rounds", "3", "--budget", "20", "--out", str(tmp_path),
                                       "--device", "cpu"])
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -70,6 +71,7 @@ def test_the_command_times_all_and_saves_it(tmp_path, monkeypatch, capsys, own_c
             sum(parts.values()) - parts["between operators"]) and parts["Adam"] > 0
     assert [w["dataset"] for w in saved["wide"]] == ["mnist", "cifar100"]
     assert all(max(w["grown"].values()) > 0 for w in saved["wide"])
+    assert all(len(t["seconds"]) == 2 * 3 for w in saved["wide"] for t in w["times"].values())
     assert [(s["estimator"], s["K"]) for s in saved["sweep"]] == [
         ("concrete", 1), ("concrete", 2), ("marginal", 1), ("marginal", 2)]
     assert {p.name for p in tmp_path.glob("*.png")} == {f"{path.stem}.{kind}.png" for kind in ("steps", "share", "kinds")}
@@ -104,8 +106,9 @@ def test_processors_of_one_name_and_other_instructions_have_files_of_their_own(t
 
 
 def test_a_level_is_passed_at_the_first_epoch_that_is_not_above_it():
-    assert quality.passed([120.0, 100.0, 90.0, 101.0], 100.0) == 2
-    assert quality.passed([120.0, 101.0], 100.0) is None
+    run = {"validation_loss": [120.0, 100.0, 90.0, 101.0], "seconds": [60.0, 30.0, 30.0, 30.0]}
+    assert benchmark_figures.passed(run, 100.0) == (2, 1.5)
+    assert benchmark_figures.passed(run, 80.0) is None
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ def scale(name: str, dataset: str) -> dict[str, Any]:
     scale = dict(PRESETS[name])
     if name == "quick":
         sample = sample_of(dataset)
-        scale |= {"train_limit": None if sample else QUICK_LIMIT}
+        if not sample:
+            scale["train_limit"] = QUICK_LIMIT
         dataset = sample or dataset
     if (scale.get("train_limit") or 0) >= DATASETS[dataset].train:
         scale["train_limit"] = None

@@ -136,11 +136,12 @@ def test_its_closed_form_is_the_mean_over_z():
 @pytest.mark.parametrize("estimator", BOTH)
 def test_the_bound_from_its_samples_and_its_elbo_agree_with_the_terms(estimator):
     model, e, x = model_of(estimator)
-    h = model.encode(x)
+    many = x[:2].repeat(50, 1, 1, 1)
     with torch.no_grad():
-        draws = torch.stack([evaluation.importance_weight(model, x, model.q_z_h(h), model.log_q_y(h), seeded(s))
-                             for s in range(4000)])
-        exact = torch.stack([elbo(objectives.factored(model, x, e, seeded(s))) for s in range(400)])
+        h = model.encode(many)
+        draws = torch.cat([evaluation.importance_weight(model, many, model.q_z_h(h), model.log_q_y(h), seeded(s))
+                           .view(50, 2) for s in range(80)])
+        exact = torch.cat([elbo(objectives.factored(model, many, e, seeded(s))).view(50, 2) for s in range(80, 88)])
     error = (draws.var(0) / 4000 + exact.var(0) / 400).sqrt()
     assert ((draws.mean(0) - exact.mean(0)).abs() < 4.5 * error).all()
 
@@ -157,11 +158,11 @@ def test_the_loss_has_the_models_own_label(estimator):
 
 @pytest.mark.parametrize("estimator", BOTH)
 def test_a_run_learns_and_its_weights_are_read_back(estimator, tmp_path):
-    e = preset("quick", estimator=estimator, epochs=2, iw_samples=2, z_dim=10)
+    e = preset("quick", estimator=estimator, epochs=2, iw_samples=2, z_dim=10, train_limit=1500)
     t = trainer(e)
     fit(t, False)
     losses = [row["validation_loss"] for row in t.progress["curves"]]
-    assert losses[1] < losses[0] < 250
+    assert losses[1] < losses[0] < 300
     checkpoints.save_weights(t.model, e, tmp_path / "w.safetensors")
     again, there = checkpoints.load_weights(tmp_path / "w.safetensors")
     assert there == e and again.posterior == estimator

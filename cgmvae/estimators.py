@@ -55,6 +55,7 @@ ESTIMATORS = {
     "sum_and_sample": Estimator(discrete.sum_and_sample, "#000000", "*", passes=lambda K: 2, unbiased=True),
     "rao_blackwell": Estimator(discrete.rao_blackwell, "#117733", "h", tau=0.3, noises=discrete.NOISES),
     "reinmax": Estimator(discrete.reinmax, "#999933", "X", tau=1.0),
+    "reinmax_rao": Estimator(discrete.reinmax_rao, "#44AA99", "d", tau=1.0, noises=discrete.NOISES),
     "sparse_marginal": Estimator(sparse_marginal, "#661100", "p", passes=lambda K: min(K, SUPPORT), unbiased=True,
                                  posterior="sparse")}
 """By name: the paper's two, those that it argues against, one pass with an exact sum (chapter 10), and what

@@ -113,22 +113,21 @@ def of_heun(at: Corners, tau: float, *_: object) -> Moments:
 
 
 def of_relaxed(noises: int, at: Corners, tau: float, generator: Generator | None = None) -> Moments:
-    """Straight-through, averaged over so many relaxed samples of the label.
+    """Straight-through, averaged over so many relaxed samples of the label."""
+    q = at.q.expand(at.q.shape[-1], *at.q.shape)
+    return _over_noises(noises, at, _through(_relaxed(q, tau, generator), at.slope) / tau)
 
-    Over the labels, and for each over 1000 samples, which take no pass.
-    """
-    q, K, many = at.q, at.q.shape[-1], 1000
-    label = torch.arange(K, device=q.device)[:, None].expand(many, K, len(q))
-    y = (gumbel_given_argmax(q.log().expand(many, K, *q.shape), label, generator) / tau).softmax(-1)
-    each = _through(y, at.slope) / tau
-    within, between = each.var(0).sum(-1), _over(q.T, each.mean(0))  # (K, B): with the label given
-    return Moments(between.mean, between.variance + (q.T * within).sum(0) / noises,
-                   (q.T ** 2 * within / many).sum(0).sqrt())
+
+def of_heun_relaxed(noises: int, at: Corners, tau: float, generator: Generator | None = None) -> Moments:
+    """ReinMax with so many relaxed labels where it has the middle of q and the label."""
+    y, rest = _relaxed((at.q + _one_hot(at.q)) / 2, tau, generator), _through(at.q, at.slope) / 2
+    return _over_noises(noises, at, 2 * _through(y, at.slope) / tau - rest)
 
 
 MOMENTS = {"marginal": of_sum, "score_function": of_score, "sum_and_sample": of_rest, "reinmax": of_heun,
            "leave_one_out_2": partial(of_pairs, 2), "leave_one_out_4": partial(of_pairs, 4),
-           "straight_through": partial(of_relaxed, 1), "rao_blackwell": partial(of_relaxed, NOISES)}
+           "straight_through": partial(of_relaxed, 1), "rao_blackwell": partial(of_relaxed, NOISES),
+           "reinmax_rao": partial(of_heun_relaxed, NOISES)}
 """By the estimator's name."""
 
 
@@ -201,6 +200,19 @@ def _over(p: Tensor, each: Tensor) -> Moments:
     """Mean and variance over outcomes of chance p (n, B) and gradient (n, B, K)."""
     mean = (p[..., None] * each).sum(0)
     return Moments(mean, (p * ((each - mean) ** 2).sum(-1)).sum(0))
+
+
+def _relaxed(p: Tensor, tau: float, generator: Generator | None) -> Tensor:
+    """1000 relaxed labels of chances p (K, B, K), the k-th of which has its argmax at k: (1000, K, B, K)."""
+    label = torch.arange(len(p), device=p.device)[:, None].expand(1000, *p.shape[:2])
+    return (gumbel_given_argmax(p.log().expand(1000, *p.shape), label, generator) / tau).softmax(-1)
+
+
+def _over_noises(noises: int, at: Corners, each: Tensor) -> Moments:
+    """Over the labels, and for each over what came through its relaxed labels, (n, K, B, K): no further pass."""
+    within, between = each.var(0).sum(-1), _over(at.q.T, each.mean(0))  # (K, B): with the label given
+    return Moments(between.mean, between.variance + (at.q.T * within).sum(0) / noises,
+                   (at.q.T ** 2 * within / len(each)).sum(0).sqrt())
 
 
 def _through(p: Tensor, slope: Tensor) -> Tensor:

@@ -153,6 +153,29 @@ def reinmax(log_q: Tensor, label: Tensor, tau: float = 1.0) -> Tensor:
     return hard_forwards(label, 2 * _softmax_at(middle, log_q) - _softmax_at(log_q.exp(), log_q) / 2)
 
 
+def reinmax_rao(log_q: Tensor, label: Tensor, tau: float, draws: int, generator: Generator | None = None) -> Tensor:
+    """`reinmax` with a relaxed label where it has (q + y)/2: the mean over samples whose argmax `label` is.
+
+    J((q + y)/2) gives way to the mean of J(s)/tau, where s has the logits ln (q + y)/2 and Gumbel noise
+    (Wang & Bui, 2026, by their public code).
+
+    Args:
+        log_q: (..., K), normalised.
+        label: (...), int64, drawn from it.
+        tau: temperature of s, above 0.
+        draws: samples of s.
+
+    Returns:
+        (..., K): exactly one-hot in value.
+    """
+    y = hard_forwards(label, torch.zeros_like(log_q))
+    log_middle = ((log_q.exp() + y) / 2).detach().log()
+    many, labels = log_middle.expand(draws, *log_q.shape), label.expand(draws, *label.shape)
+    relaxed = (gumbel_given_argmax(many, labels, generator) / tau).softmax(-1)
+    middle = _softmax_at(relaxed, log_q).mean(0) / tau
+    return hard_forwards(label, 2 * middle - _softmax_at(log_q.exp(), log_q) / 2)
+
+
 def _softmax_at(p: Tensor, logits: Tensor) -> Tensor:
     """Linear in the logits, with the Jacobian of a softmax whose value is p."""
     p = p.detach()

@@ -217,13 +217,35 @@ def test_rao_blackwell_is_the_mean_of_straight_through_given_the_label():
         assert torch.allclose(ours.var(0), theirs.var(0) / 10, rtol=0.15)
 
 
+def jacobian(p):
+    return torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
+
+
+def test_reinmax_rao_has_the_mean_relaxed_jacobian_in_its_middle():
+    """Against matrices, and noise that happened to have its argmax there."""
+    log_q, tau, slope = logits_of(4), 0.7, torch.randn(4, generator=seeded(3)).double()
+    q = log_q.detach().exp()
+    for k in range(4):
+        y = torch.eye(4, dtype=torch.float64)[k]
+        free = ((q + y) / 2).log() + relaxation.gumbel(torch.empty(100_000, 4, dtype=torch.float64), seeded(k))
+        kept = (free[free.argmax(-1) == k] / tau).softmax(-1)
+        theirs = 2 * jacobian(kept) @ slope / tau - jacobian(q) @ slope / 2
+        many = log_q.detach().expand(20_000, 4).clone().requires_grad_()
+        drawn = relaxation.reinmax_rao(many, torch.full((20_000,), k), tau, 10, seeded(k + 10))
+        assert torch.equal(drawn.detach(), y.expand(20_000, 4))
+        ours, = torch.autograd.grad(drawn.sum(0) @ slope, many)
+        error = (theirs.var(0) / len(theirs) + ours.var(0) / len(ours)).sqrt()
+        assert ((ours.mean(0) - theirs.mean(0)).abs() < 4.5 * error).all()
+        assert torch.allclose(ours.var(0), theirs.var(0) / 10, rtol=0.15)
+
+
 def test_networks_get_the_gradient_of_an_exact_sample():
     """The decoder and q(z|x, y) learn from a biased estimator what they learn from the score function."""
     toy, x = Toy(), toy_images(1)
     noise = torch.randn(2, 1, generator=seeded(), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(discrete, "gumbel_max", lambda *_: torch.tensor([2, 0]))
-        for name in ("rao_blackwell", "reinmax"):
+        for name in ("rao_blackwell", "reinmax", "reinmax_rao"):
             with NoiseOfZ(noise):
                 values = [elbo(ESTIMATORS[n](toy, x, small(estimator=n, K=3), seeded())).sum()
                           for n in (name, "score_function")]

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import functools
 import math
 import re
 import sys
@@ -30,7 +31,7 @@ import times  # noqa: E402
 from from_records import defined, needed  # noqa: E402
 
 CHAPTERS = {path.stem: path for path in student.CHAPTERS}
-COPIES = {name: student.copy_of(path) for name, path in CHAPTERS.items()}
+copy_of = functools.cache(lambda name: student.copy_of(CHAPTERS[name]))  # not while tests are collected
 # So that what each chapter has before its exercises is there within seconds.
 SHRUNK = {"02_relaxation": "images, draws = 4, 64", "04_cifar": "estimator = 'concrete'",
           "05_scaling": "K_max = 10", "06_clusters": "epochs = 1", "08_worth_having": "epochs = 1", "09_your_images": "epochs = 1"}
@@ -101,7 +102,7 @@ def test_checks_tell_right_from_wrong(name, monkeypatch):
               for before in (solutions[label], [student.stub(label)], *zip(sum(ANSWERED[label].values(), [])))
               for name in needed("\n".join([*before, student.check(label)]))}
     scope = {"__name__": "chapter", "In": [], "display": lambda *_: None}
-    first, *others = before_the_exercises(COPIES[name], wanted)
+    first, *others = before_the_exercises(copy_of(name), wanted)
     run(first + "\n" + SHRUNK.get(name, ""), scope)
     for source in others:
         run(source, scope)
@@ -136,7 +137,7 @@ def test_every_check_has_wrong_answers():
 def test_a_copy_has_every_exercise_and_no_solution(name):
     chapter = nbformat.read(CHAPTERS[name], as_version=4)
     text = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
-    copy = COPIES[name]
+    copy = copy_of(name)
     nbformat.validate(copy)
     marks = as_text.MARK.findall(text)
     exercises = [body for kind, _, body in marks if kind == "exercise"]
@@ -162,7 +163,7 @@ PAGES = {f"{name}.ipynb" for name in CHAPTERS}
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_copy_reads_as_a_text(name):
     """No token, fence, label or reference that only the book's build understands."""
-    assert raw(COPIES[name], LABELS, PAGES) == []
+    assert raw(copy_of(name), LABELS, PAGES) == []
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -202,7 +203,7 @@ def test_what_records_say_stands_in_the_text():
     of_mnist = [r for r in records.read_all() if (r["experiment"]["dataset"], r["experiment"]["views"])
                 == ("mnist", "none")]
     in_use = [r for r in of_mnist if records.information(r) >= math.log(r["experiment"]["K"]) / 20]
-    text = "\n".join(cell.source for cell in COPIES["01_generative_model"].cells)
+    text = "\n".join(cell.source for cell in copy_of("01_generative_model").cells)
     assert f"book hold {len(in_use)} GMVAEs of MNIST" in text
     best = max(r["metrics"]["test_acc"] for r in in_use)
     assert f"with\n{100 * best:.0f}%" in text
@@ -213,16 +214,16 @@ def test_what_records_say_stands_in_the_text():
         known = from_records.values(chapter, ROOT / "chapters")
         quoted = {token for c in chapter.cells for _, token, *_ in as_text.GLUED.findall(c.source)} & set(known)
         assert len(quoted) >= least, name
-        asked = {re.sub(r":.*", "", token) for c in code_cells(COPIES[name], "numbers")
+        asked = {re.sub(r":.*", "", token) for c in code_cells(copy_of(name), "numbers")
                  for token in re.findall(r"'(\w+)", c.source)}
         assert not asked & set(known), name
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_every_number_of_a_copy_is_printed_above_it(name):
-    cells = COPIES[name].cells
+    cells = copy_of(name).cells
     # Some names are put together: glue(f"ch05_ratio_{name}", ratio).
-    glued = [re.sub(r"\{[^}]*\}", r"\\w+", found) for cell in code_cells(COPIES[name])
+    glued = [re.sub(r"\{[^}]*\}", r"\\w+", found) for cell in code_cells(copy_of(name))
              for found in re.findall(r'glue\(f?"(\w[^"]*)"', cell.source)]
     for before, cell in zip(cells, cells[1:]):
         quoted = re.findall("⟨(.+?)⟩", cell.source) if cell.cell_type == "markdown" else []
@@ -254,7 +255,7 @@ def test_every_solution_that_asserts_has_a_check():
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_check_needs_no_other_answer(name):
     """A student may skip an exercise: its names come from the chapter or from its own stub."""
-    copy = COPIES[name]
+    copy = copy_of(name)
     known = set(dir(builtins)) | {"display"} | set().union(*map(defined, chapters_own(copy)))
     for cell in code_cells(copy, "check"):
         label = cell.metadata.tags[1]

@@ -43,7 +43,7 @@ def assert_names_its_run(text: str, K: str) -> None:
 
 
 def test_papermill_runs_another_experiment(tmp_path):
-    done = run("03_annealing", "out.ipynb", *arguments({"K": "7", **BRIEF}), folder=tmp_path)
+    done = run("03_annealing", "out.ipynb", *arguments({"K": "7", "first_steps": "60", **BRIEF}), folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_names_its_run(assert_executed(tmp_path / "out.ipynb"), "7")
 

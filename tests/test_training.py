@@ -442,7 +442,7 @@ def pixel_mean_baseline(e: Experiment) -> float:
 
 @pytest.mark.parametrize("estimator", ("concrete", "marginal"))
 def test_a_quick_run_on_real_digits_beats_the_pixel_means(tmp_path, estimator):
-    e = cgmvae.preset("quick", estimator=estimator, K=4, train_limit=1000, epochs=7, batch_size=10,
+    e = cgmvae.preset("quick", estimator=estimator, K=4, train_limit=1000, epochs=5, batch_size=10,
                       z_dim=8, iw_samples=2)
     baseline = pixel_mean_baseline(e)
     assert -215 < baseline < -200

@@ -47,7 +47,7 @@ class Experiment:
     K: int | None = choice(None, "number of clusters; 20 for CIFAR-100, else 10", "10 and 20", least=1)
     z_dim: int = choice(64, "D, the dimension of z", least=1, reason="the code of the blog post that the paper "
                         "cites for the model (Shu, 2016) has 64")
-    tau: float | None = choice(None, "temperature of the relaxed y; 0.3, `reinmax` 1", "0.3", above=0, null=True)
+    tau: float | None = choice(None, "temperature of the relaxed y; 0.3, that of ReinMax 1", "0.3", above=0, null=True)
     tau_start: float | None = choice(None, "temperature of `concrete` at the first step, if it is to fall, by the same "
                                      "factor each step, to `tau` at the last of all epochs",
                                      "one temperature", neutral=None, above=0, null=True)

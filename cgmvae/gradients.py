@@ -209,7 +209,8 @@ def _relaxed(p: Tensor, tau: float, generator: Generator | None) -> Tensor:
 
 
 def _over_noises(noises: int, at: Corners, each: Tensor) -> Moments:
-    """Over the labels, and for each over what came through its relaxed labels, (n, K, B, K): no further pass."""
+    """Over labels, and over n relaxed labels of each: `each` (n, K, B, K) is the gradient at one of these. The
+    estimator averages `noises` of them."""
     within, between = each.var(0).sum(-1), _over(at.q.T, each.mean(0))  # (K, B): with the label given
     return Moments(between.mean, between.variance + (at.q.T * within).sum(0) / noises,
                    (at.q.T ** 2 * within / len(each)).sum(0).sqrt())

@@ -24,7 +24,7 @@ def scale(name: str, dataset: str) -> dict[str, Any]:
     if name == "quick":
         sample = sample_of(dataset)
         if not sample:
-            scale["train_limit"] = QUICK_LIMIT
+            scale.setdefault("train_limit", QUICK_LIMIT)
         dataset = sample or dataset
     if (scale.get("train_limit") or 0) >= DATASETS[dataset].train:
         scale["train_limit"] = None

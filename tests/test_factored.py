@@ -162,7 +162,7 @@ def test_a_run_learns_and_its_weights_are_read_back(estimator, tmp_path):
     t = trainer(e)
     fit(t, False)
     losses = [row["validation_loss"] for row in t.progress["curves"]]
-    assert losses[1] < losses[0] < 300
+    assert losses[1] < losses[0] - 10
     checkpoints.save_weights(t.model, e, tmp_path / "w.safetensors")
     again, there = checkpoints.load_weights(tmp_path / "w.safetensors")
     assert there == e and again.posterior == estimator

@@ -100,7 +100,8 @@ def test_both_views_of_a_told_image_are_told():
 
 def test_ten_of_each_name_the_labels():
     """With a hundred digits told, a short run names most of the others; its labels are classes, unmatched."""
-    e = preset("quick", labelled=100, epochs=2, train_limit=1500, annealing="none", kl_y_form="categorical", iw_samples=2)
+    e = preset("quick", labelled=100, epochs=2, train_limit=1500, annealing="none", kl_y_form="categorical",
+               iw_samples=2)
     t = trainer(e)
     fit(t, False)
     metrics = evaluation.evaluate(t.model, t.splits, e)

@@ -34,7 +34,8 @@ CHAPTERS = {path.stem: path for path in student.CHAPTERS}
 copy_of = functools.cache(lambda name: student.copy_of(CHAPTERS[name]))  # not while tests are collected
 # So that what each chapter has before its exercises is there within seconds.
 SHRUNK = {"02_relaxation": "images, draws = 4, 64", "04_cifar": "estimator = 'concrete'",
-          "05_scaling": "K_max = 10", "06_clusters": "epochs = 1", "08_worth_having": "epochs = 1", "09_your_images": "epochs = 1"}
+          "05_scaling": "K_max = 10", "06_clusters": "epochs = 1", "08_worth_having": "epochs = 1",
+          "09_your_images": "epochs = 1"}
 TINY = {**PRESETS["quick"], "epochs": 1, "train_limit": 400, "iw_samples": 2}
 # Answers beside the chapter's own. Each runs after it, and is code that replaces some of its names.
 ANSWERED = tomllib.loads(Path(__file__).with_name("answers.toml").read_text())

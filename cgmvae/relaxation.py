@@ -153,11 +153,12 @@ def reinmax(log_q: Tensor, label: Tensor, tau: float = 1.0) -> Tensor:
     return hard_forwards(label, 2 * _softmax_at(middle, log_q) - _softmax_at(log_q.exp(), log_q) / 2)
 
 
-def reinmax_rao(log_q: Tensor, label: Tensor, tau: float, draws: int, generator: Generator | None = None) -> Tensor:
-    """`reinmax` with a relaxed label where it has (q + y)/2: the mean over samples whose argmax `label` is.
+def reinmax_rao(log_q: Tensor, label: Tensor, tau: float, draws: int,
+                generator: Generator | None = None) -> Tensor:
+    """`reinmax` with relaxed labels where it has (q + y)/2, a mean over those with this argmax.
 
-    J((q + y)/2) gives way to the mean of J(s)/tau, where s has the logits ln (q + y)/2 and Gumbel noise
-    (Wang & Bui, 2026, by their public code).
+    J((q + y)/2) gives way to the mean of J(s)/tau, where s has the logits ln (q + y)/2 and
+    Gumbel noise (Wang & Bui, 2026, by their public code).
 
     Args:
         log_q: (..., K), normalised.

@@ -32,7 +32,7 @@ def test_the_test_value_follows_from_the_model_on_the_embedded_images(path):
     if experiment.dataset not in SAMPLE:
         pytest.skip(f"no images of {experiment.dataset} are embedded")
     recorded = records.read(RESULTS / "runs" / f"{path.stem}.json")["metrics"]["test_log_px"]
-    here = experiment.but(dataset=SAMPLE.get(experiment.dataset, experiment.dataset), train_limit=None)
+    here = experiment.but(dataset=SAMPLE[experiment.dataset], train_limit=None)
     pixels = data.split(here, data.load(here.dataset), "cpu").test
     noise = torch.Generator().manual_seed(0)
     values = []

@@ -92,10 +92,12 @@ def parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace) -> None:
     choices = {f.name: getattr(args, f.name) for f in dataclasses.fields(Experiment)}
     experiment = preset(args.preset, **choices)
-    record = run(experiment, device=args.device, precision=args.precision,
-                         compile=args.compile, results=args.results)
+    before = records.Paths(args.results, experiment).record.exists()
+    record = run(experiment, device=args.device, precision=args.precision, compile=args.compile, results=args.results)
     if not parallel.first():
         return
+    if before:
+        print("This run was made before. Its record says:")
     metrics, progress = record["metrics"], record["progress"]
     print(f"{record['id']} ({record['preset']}): {progress['epochs']} epochs, {progress['stopped']}; "
           f"{record['seconds']['training']:.0f} s of training, "

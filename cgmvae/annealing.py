@@ -24,7 +24,7 @@ def printed(t: Tensor | float, steps: float) -> Tensor:
 
 
 def linear(t: Tensor | float, steps: float) -> Tensor:
-    """min(1, t/steps): the schedule most often met in the literature (Bowman et al., 2016)."""
+    """min(1, t/steps): a straight line up to one."""
     return (torch.as_tensor(t, dtype=torch.float32) / steps).clamp(max=1.0)
 
 

@@ -136,7 +136,8 @@ def label_of(record: Record) -> str:
     names = {"literal": "eq. 8 to the letter", "closed": "closed form, weight 1"}
     reading = next((names[name] for name, own in READINGS.items() if own.items() <= e.items()),
                    f"{e['kl_y_form']}, {e['annealing']}")
-    return f"{reading} ({record['preset']}, seed {e['seed']})"
+    first = ", our first networks" if FIRST_CHOICES.items() <= e.items() else ""
+    return f"{reading} ({record['preset']}, seed {e['seed']}{first})"
 
 
 def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Record, Record] | None:

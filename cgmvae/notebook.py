@@ -46,9 +46,15 @@ class Settings:
         return run(experiment, results=self.results, **self.run_choices)
 
     def model(self, experiment: Experiment):
-        """The trained model of a run that `run` has finished, on the CPU."""
+        """The trained model of a run that `run` has finished, on the CPU.
+
+        Raises CheckpointError where the run's record came without its weights, as most of the book's do."""
         paths = records.Paths(self.results, experiment)
         weights = paths.weights if paths.weights.exists() else paths.published
+        if not weights.exists():
+            raise checkpoints.CheckpointError(
+                f"{experiment.id} has a record in {paths.record.parent}, and its weights are not in {paths.weights.parent} "
+                f"nor {paths.published.parent}. To make the run anew, give another folder as `results`.")
         return checkpoints.load_weights(weights)[0]
 
     def _repr_markdown_(self) -> str:

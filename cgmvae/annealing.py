@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def ramp(t: Tensor | float, steps: float) -> Tensor:
-    """1 - exp(-t/steps): from zero to one, as the paper's text says. The default."""
+    """1 - exp(-t/steps): from zero to one, as the paper's text says."""
     return 1 - torch.exp(-torch.as_tensor(t, dtype=torch.float32) / steps)
 
 

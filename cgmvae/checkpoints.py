@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -117,11 +118,22 @@ def whole_file(path: Path, size: int) -> Iterator[Path]:
             "folder; what was written before is whole, and the same run goes on from it.") from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file, and what a killed process left of it in the middle of a write."""
+    path.unlink(missing_ok=True)
+    for temporary in path.parent.glob(f".{path.name}.*"):
+        pid = temporary.suffix[1:]
+        if not (pid.isdecimal() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):  # else it is being written
+            temporary.unlink(missing_ok=True)
+
+
 def header(path: Path, kind: str) -> dict[str, str]:
     """The text header of a file of this kind. Raises CheckpointError for any other file."""
     try:
         with safe_open(path, "pt") as file:
             text = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not there.") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a checkpoint ({error}). Nothing was read from it. "
                               "Move it away to start the run anew.") from error
@@ -174,5 +186,9 @@ def load_weights(path: Path):
     saved, text = read(path, WEIGHTS)
     experiment = Experiment(**filled_in(json.loads(text["experiment"])))
     model = GMVAE(experiment)
-    model.load_state_dict({k: v.float() for k, v in saved.items()})
+    try:
+        model.load_state_dict({k: v.float() for k, v in saved.items()})
+    except RuntimeError as error:  # torch's own sentence is a page
+        raise CheckpointError(f"{path} does not hold the weights of its own experiment. Move it away to make the run "
+                              "anew.") from error
     return model.eval(), experiment

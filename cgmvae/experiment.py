@@ -32,7 +32,8 @@ DEFINITION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Every choice of one run. Defaults are the paper's wherever it says what it did, but for `kl_y_form`.
+    """Every choice of one run. Defaults are the paper's wherever it says what it did, but for `kl_y_form`
+    and `annealing`.
 
     `None` asks for the default that depends on the other choices; after construction no field
     is None except `train_limit`, `tau_start`, and those that the run does not use (`tau` and `kl_y_form`
@@ -131,6 +132,8 @@ class Experiment:
         if binary and self.binarisation == "none":
             refuse("binarisation", "none", "'threshold', 'static' or 'dynamic' with likelihood "
                    f"{likelihood!r}, or likelihood 'cross_entropy' for pixels between 0 and 1")
+        if self.binarisation == "static" and self.views != "none":  # a view is made of grey values
+            refuse("binarisation", "static", f"'threshold' or 'dynamic' with views {self.views!r}")
         if self.train_limit is not None and not 2 <= self.train_limit <= facts.train:
             refuse("train_limit", self.train_limit, f"None, or a whole number from 2 to the {facts.train} "
                    f"training images of {self.dataset!r}")

@@ -86,6 +86,8 @@ def load(dataset: str) -> Images:
             arrays = _with_superclasses(dataset, arrays | _sheets(dataset))
         return _checked(dataset, arrays)
     except Exception as error:  # damage shows as almost any exception of zipfile, NumPy or pillow
+        if isinstance(error, MemoryError | PermissionError):
+            raise DataError(f"{path} could not be read: {reason(error)}. The file may be good.") from error
         if sample:
             mend = "Reinstall the package."
         elif facts.source:

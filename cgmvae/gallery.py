@@ -70,7 +70,7 @@ def _small(names: list[str], place: Path, found: Found) -> dict[str, Image.Image
         try:
             with opened(name) as image:
                 image.draft(None, (4 * SIDE,) * 2)  # a large JPEG need not be read whole
-                seen = pictures.plain(image).convert("RGB")
+                seen = pictures.plain(image, found.white).convert("RGB")
         except Exception:  # removed, renamed or cut short meanwhile: that can raise almost anything in Pillow
             seen = square(name).convert("RGB")
         return ImageOps.fit(seen, (SIDE, SIDE))

@@ -101,8 +101,7 @@ def of_rest(at: Corners, *_: object) -> Moments:
     surest = torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q)
     rest = q * (1 - surest)
     r = rest.sum(-1, keepdim=True)
-    grad_r = -(q * surest).sum(-1, keepdim=True) * (surest - q)
-    each = (f.T - (f * surest).sum(-1))[..., None] * (grad_r + r * _one_hot(q) - rest)
+    each = (f.T - (f * surest).sum(-1))[..., None] * r * (_one_hot(q) - q)
     return _over((rest / r.clamp_min(torch.finfo(q.dtype).tiny)).T, each)
 
 

@@ -63,7 +63,8 @@ def _record_graph(trainer: Trainer, before: dict[str, Tensor]) -> Callable[[], N
     trainer.optimiser.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(trainer.noise)
-    with torch.cuda.graph(graph):
+    # Only this thread is watched: another may be writing the checkpoint of a run beside.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         trainer.step()
     checkpoints.restore(trainer, before)
     graph.replay()

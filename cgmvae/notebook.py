@@ -6,9 +6,11 @@ Imports IPython and myst-nb only when called, so that the package runs where the
 from __future__ import annotations
 
 import ast
+import atexit
 import dataclasses
 import inspect
 import os
+import shutil
 import tempfile
 import textwrap
 from dataclasses import dataclass, field
@@ -75,7 +77,7 @@ def settings(scope: dict[str, Any]) -> Settings:
         scope: the notebook's `globals()`.
 
     At the quick scale each notebook run has a results folder of its own, so that it never shows a
-    result of an older version of the package. CGMVAE_PRESET overrides the parameter `preset`.
+    result of an older version of the package; it goes when the notebook's process ends. CGMVAE_PRESET overrides the parameter `preset`.
 
     Raises ExperimentError for a parameter that the notebook does not have (papermill lets it pass)
     or a value that cannot be run.
@@ -94,6 +96,7 @@ def settings(scope: dict[str, Any]) -> Settings:
         results = Path(scope["results"])
     elif scale == "quick":
         results = Path(tempfile.mkdtemp(prefix="cgmvae-"))
+        atexit.register(shutil.rmtree, results, ignore_errors=True)
     else:
         results = records.results_folder()
     checked = Settings(scale, reason, choices, run_choices, results)

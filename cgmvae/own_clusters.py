@@ -102,7 +102,7 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
 def experiment_of(found: Found, K: int, views: str | None, epochs: int | None, seed: int) -> Experiment:
     """Chapter 8's recipe for these images. Raises ExperimentError."""
     grey = found.facts.images[0] == 1
-    batch = 128 if found.facts.train >= 1_500 else 32
+    batch = 128 if found.facts.train >= 1_500 else min(32, found.facts.train // 2)
     choices = {**RECIPE, "views": views or ("digits" if grey else "photos"), "dataset": found.name, "K": K,
                "batch_size": batch, "seed": seed}
     steps = preset("paper", **choices).steps_per_epoch

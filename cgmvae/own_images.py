@@ -28,11 +28,12 @@ from tqdm import tqdm
 from cgmvae.checks import nearest, refuse
 from cgmvae.datasets import DATASETS, OWN_NAME, DataError, Dataset, cache_folder, known
 from cgmvae.files import digest_of, image_hashes
-from cgmvae.pictures import SIDES, Source, files, in_folder, in_npz, scaled
+from cgmvae.pictures import SIDES, Source, files, in_folder, in_npz, scaled, white
 
 LEAST_IMAGES = 100
 """With a fifth of them for the test and a tenth of the rest for the validation, fewer would not leave
 two batches of the quick scale."""
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}  # no folder of a class has such a name
 TEST_EVERY = 5  # one image in so many is a test image
 AT_ONCE = 4  # files that are read at the same time: each is in the memory whole until it is scaled
 K = 10  # clusters where none is asked for
@@ -50,6 +51,7 @@ class Found:
     left_out: list[str]  # each with its reason
     duplicates: int
     others: list[str]  # the endings of files that are none of the three kinds
+    white: int  # of those of 16 bits, see `pictures.white`
 
     def __str__(self) -> str:
         facts, (channels, height, width) = self.facts, self.facts.images
@@ -144,7 +146,7 @@ def read_images(path: str | os.PathLike, side: int | None = None, channels: int 
         without: a folder that is not looked into, should a link in `path` lead there.
 
     Raises ExperimentError for a side or channels that cannot be; DataError if the file cannot be
-    read, or too few images are left. A file that cannot be read is left out and named.
+    read, too few images are left, or the subfolders are parts such as `train`. A file that cannot be read is left out and named.
     """
     if channels not in (None, *SIDES):
         refuse("channels", channels, "1 for grey images or 3 for coloured ones")
@@ -158,13 +160,17 @@ def read_images(path: str | os.PathLike, side: int | None = None, channels: int 
     sources, left_out, others = in_folder(place, without) if place.is_dir() else (in_npz(place), [], [])
     with warnings.catch_warnings(), ThreadPoolExecutor(AT_ONCE) as pool:
         warnings.simplefilter("ignore")  # of odd metadata
-        squares = list(tqdm(pool.map(partial(scaled, side=side, channels=channels), sources),
+        most = white(sources)
+        squares = list(tqdm(pool.map(partial(scaled, side=side, channels=channels, white=most), sources),
                             "Reading images", len(sources), leave=False, disable=None))
     left_out += [f"{s.where!r} ({why})" for s, why in zip(sources, squares) if isinstance(why, str)]
     good = [(s, pair) for s, pair in zip(sources, squares) if not isinstance(pair, str)]
     is_grey = all(grey is not None for _, (grey, _) in good)
     classes = sorted({s.label or "" for s, _ in good})  # "" if one of them has no class
     classes = classes if len(classes) > 1 and "" not in classes else []
+    if classes and {name.lower() for name in classes} <= PARTS:
+        raise DataError(f"{place} has the folders {', '.join(map(repr, classes))}, which are parts of a data set and not "
+                        "classes. Give the path of one of them, or an .npz with train_images and test_images.")
     chosen: dict[bytes, Source] = {}
     raws: dict[str, bytes] = {}  # of every file, also of those that are one image
     # A test image keeps its place, should a training image of an .npz be the same.
@@ -184,7 +190,7 @@ def read_images(path: str | os.PathLike, side: int | None = None, channels: int 
             f"{_kinds(others)}.")
     row = {raw: (part, k) for part, images in parts.items() for k, raw in enumerate(images)}
     return _found(place, parts, pixels.shape, classes, rows={where: row[raw] for where, raw in raws.items()},
-                  left_out=left_out, duplicates=len(good) - len(chosen), others=others)
+                  left_out=left_out, duplicates=len(good) - len(chosen), others=others, white=most)
 
 
 def _found(place: Path, parts: dict[str, dict[bytes, Source]], shape: tuple[int, int, int],

@@ -31,7 +31,7 @@ def rank() -> int:
 
 def first() -> bool:
     """Whether this process is the one that writes and speaks, also outside `group`."""
-    return started() == 1 or os.environ["RANK"] == "0"
+    return started() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def started() -> int:

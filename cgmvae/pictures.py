@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the file's name says, nothing else
 SIDES = {1: 28, 3: 32}  # of grey and of coloured images: those of the paper's data sets
 LEAST_PIXELS = 8  # an image with a shorter side is an icon or a tracking pixel
 TWELVE_BITS = 4095  # the most that a camera of 12 bits writes
+SIXTEEN_BITS = 65_535
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def in_folder(folder: Path, without: Path | None = None) -> tuple[list[Source], 
     for path in files(folder, failed, without):
         inside = path.relative_to(folder)
         if path.suffix.lower() not in SUFFIXES:
-            others.append(path.suffix.lower() or "no ending")
+            others.append(text(path.suffix.lower()) or "no ending")
             continue
         label = text(inside.parts[0]) if len(inside.parts) > 1 else None
         sources.append(Source(str(inside), partial(_open, path), label))
@@ -107,14 +109,27 @@ def _open(path: Path) -> Image.Image:
     return Image.open(path, formats=FORMATS)
 
 
-def scaled(source: Source, side: int | None, channels: int | None):
+def white(sources: list[Source]) -> int:
+    """What is white in those of the images that have 16 bits: 4,095 if nothing in any of them passes it, else 65,535.
+
+    Microscopes and X-rays write 12 bits into 16. Of 65,535 their white is a sixteenth: nearly black. It is asked of all
+    images together, so that two alike stay alike.
+    """
+    for source in sources:
+        with contextlib.suppress(Exception), source.open() as image:  # `scaled` says what is wrong with it
+            if image.mode[0] in "IF" and np.asarray(image).max() > TWELVE_BITS:
+                return SIXTEEN_BITS
+    return TWELVE_BITS
+
+
+def scaled(source: Source, side: int | None, channels: int | None, white: int = SIXTEEN_BITS):
     """uint8 (H, W) in grey, if it is, and (H, W, 3) in colour, if it may be; or why it cannot be."""
     try:
         with source.open() as image:
             if min(image.size) < LEAST_PIXELS:
                 return f"{image.width} x {image.height} pixels: too small"
             image.draft(None, (4 * (side or SIDES[3]),) * 2)  # a large JPEG need not be read whole
-            upright = plain(image)
+            upright = plain(image, white)
         grey, colour = None, None
         if channels != 1:
             colour = np.asarray(ImageOps.fit(upright.convert("RGB"), (side or SIDES[3],) * 2))
@@ -127,14 +142,12 @@ def scaled(source: Source, side: int | None, channels: int | None):
         return reason(error)
 
 
-def plain(image: Image.Image) -> Image.Image:
-    """The image upright, of 8 bits, without transparency: of mode L or RGB."""
+def plain(image: Image.Image, white: int) -> Image.Image:
+    """The image upright, of 8 bits, without transparency: of mode L or RGB. `white` is that of 16 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 bits, which Pillow's own conversion can clip
-        values = np.asarray(image).astype(float)
-        # Microscopes and X-rays write 12 bits into 16. Of 65,535 their white is a sixteenth: nearly black.
-        most = TWELVE_BITS if values.max() <= TWELVE_BITS else 65_535
-        return Image.fromarray((values * (255 / most)).round().clip(0, 255).astype(np.uint8))
+        to_8_bits = (np.arange(SIXTEEN_BITS + 1) * (255 / white)).round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(to_8_bits[np.asarray(image).clip(0, SIXTEEN_BITS).astype(np.uint16)])
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 def results_folder() -> Path:
     """Where records go: CGMVAE_RESULTS, else the book's `results/`, else `results/` here."""
     if chosen := os.environ.get("CGMVAE_RESULTS"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     book = Path(__file__).resolve().parent.parent
     return (book if (book / "_toc.yml").exists() else Path.cwd()) / "results"
 
@@ -104,7 +104,7 @@ def read(path: Path) -> Record:
         if not isinstance(record, dict) or record.get("id") != path.stem:
             raise ValueError("its id is not its name")
         record["experiment"] = filled_in(record["experiment"])
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise data.DataError(f"{path} is not a record ({error}). Move it away to run it again."
                              ) from error
     return record

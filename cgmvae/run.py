@@ -30,7 +30,8 @@ def run(experiment: Experiment, *, device: str = "auto", precision: str = "auto"
     A run that has a record is not repeated: the record is returned. A run that was interrupted
     goes on from its checkpoint and ends as if it had not been.
 
-    Under `torchrun` the processes share the run, and the first one writes (see `parallel`).
+    Under `torchrun` the processes share the run, and the first one writes (see `parallel`); there a run that was
+    interrupted within an epoch draws other noise for the rest of it.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -103,12 +104,11 @@ class Begun:
             "environment": {**machine(trainer.device), "precision": trainer.precision,
                             "compile": trainer.compile, "data_digest": self.images.digest,
                             "runs_at_once": at_once, "processes": parallel.size()}}
-        checkpoints.save_weights(trainer.model, e, paths.weights)
-        records.write(record, paths.record)
-        # Also what a kill in the middle of a checkpoint's write left behind.
-        for path in (paths.checkpoint, *paths.checkpoint.parent.glob(f".{paths.checkpoint.name}.*")):
-            path.unlink(missing_ok=True)
-        return record
+        if not paths.record.exists():  # else another process was first: its record and its weights belong together
+            checkpoints.save_weights(trainer.model, e, paths.weights)
+            records.write(record, paths.record)
+        checkpoints.remove(paths.checkpoint)
+        return records.read(paths.record)
 
 
 def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
@@ -120,7 +120,7 @@ def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
     e, done = trainer.experiment, trainer.progress["step"]
     show = parallel.first() and (sys.stderr.isatty() if progress_bar is None else progress_bar)
     with (tqdm(total=e.epochs * e.steps_per_epoch, initial=done, disable=not show, unit="step",
-               desc=e.id, mininterval=0.5) as bar, _interrupt_between_steps() as interrupted):
+               desc=e.id, mininterval=0.5) as bar, interrupt_between_steps() as interrupted):
         for progress in trainer.run():
             bar.update(progress["step"] - bar.n)
             if show and "now" in progress and bar.n % 10 == 0:
@@ -135,7 +135,7 @@ def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _interrupt_between_steps() -> Iterator[threading.Event]:
+def interrupt_between_steps() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into an event, so that no step is torn in two. A second one interrupts."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from tqdm import tqdm
 from cgmvae import checkpoints, costs, data, devices, evaluation, records
 from cgmvae.checks import at_least
 from cgmvae.experiment import Experiment
-from cgmvae.run import Begun
+from cgmvae.run import Begun, interrupt_between_steps
 from cgmvae.tables import TABLES, choices_of, runs
+from cgmvae.training import NonFiniteLoss
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,16 @@ class State:
 
 
 def states(name: str, folders: list[Path]) -> list[State]:
-    """The state of each run of a table, looked for in every one of the results folders."""
+    """The state of each run of a table: done if any of the results folders has its record, unfinished if the last
+    one, which is written to, has a checkpoint."""
     found = []
     for e in runs(name):
         paths = [records.Paths(folder, e) for folder in folders]
-        unfinished = next((p.checkpoint for p in paths if p.checkpoint.exists()), None)
+        checkpoint = paths[-1].checkpoint
         if any(p.record.exists() for p in paths):
             found.append(State(e, "done"))
-        elif unfinished:
-            step = json.loads(checkpoints.header(unfinished, checkpoints.RUN)["progress"])["step"]
+        elif checkpoint.exists():
+            step = json.loads(checkpoints.header(checkpoint, checkpoints.RUN)["progress"])["step"]
             found.append(State(e, "unfinished", step))
         else:
             found.append(State(e, "missing"))
@@ -79,8 +83,9 @@ def sweep(name: str, *, out: Path, minutes: float, device: str = "auto", precisi
     """Run what is missing of a table until it is done or the time is up.
 
     A bar shows the share of the work that is done, by the count of operations, and the time left if no run
-    stops early. Runs that are cut off leave a checkpoint in `out`; the same call goes on with them first. A run
-    counts as done if its record is in `out` or in the book's results.
+    stops early. Runs that are cut off, by the time, Ctrl-C or an error of another run, leave a checkpoint in `out`; the
+    same call goes on with them first. A run whose loss is not finite is named, and the others go on. A run counts as
+    done if its record is in `out` or in the book's results.
 
     Args:
         out: results folder to write to.
@@ -91,33 +96,50 @@ def sweep(name: str, *, out: Path, minutes: float, device: str = "auto", precisi
 
     Returns:
         How many runs were finished.
+
+    Raises KeyboardInterrupt after Ctrl-C, and what `run.run` raises but NonFiniteLoss.
     """
     place = devices.find_device(device)
-    at_once = at_once or (8 if place.type == "cuda" else 1)
+    at_once = (8 if place.type == "cuda" else 1) if at_once is None else at_once
     at_least("at_once", at_once, 1)
     deadline = time.monotonic() + 60 * minutes
     todo = [s for s in states(name, [records.results_folder(), out]) if s.state != "done"]
     queue = iter(sorted(todo, key=lambda s: s.state != "unfinished"))
-    active: list[Active] = []
+    active: deque[Active] = deque()
     finished = 0
     whole = sum(work(s.experiment, steps_left(s)) for s in todo)
-    with tqdm(total=whole, desc=name, bar_format=BAR, postfix=f"0 of {len(todo)}") as bar:
-        while time.monotonic() < deadline:
-            while len(active) < at_once and (state := next(queue, None)):
-                active.append(Active(state.experiment, out, place, precision, at_once))
-            if not active:
-                return finished
-            for run in list(active):
-                before, ended = run.trainer.progress["step"], run.advance()
+    with (tqdm(total=whole, desc=name, bar_format=BAR, postfix=f"0 of {len(todo)}") as bar,
+          interrupt_between_steps() as interrupted):
+        try:
+            while time.monotonic() < deadline and not interrupted.is_set():
+                while len(active) < at_once and (state := next(queue, None)):
+                    active.append(Active(state.experiment, out, place, precision, at_once))
+                if not active:
+                    return finished
+                run = active.popleft()  # and back after its step: what fails in it is not saved
+                before = run.trainer.progress["step"]
+                try:
+                    ended = run.advance()
+                except NonFiniteLoss as error:
+                    bar.write(f"{run.experiment.id} stopped. {error}")
+                    continue
                 after = run.trainer.last if ended else run.trainer.progress["step"]
                 bar.update(work(run.experiment, after - before))
-                if ended:
-                    active.remove(run)
-                    finished += 1
-                    bar.set_postfix_str(f"{finished} of {len(todo)}")
-                    bar.write(f"{run.experiment.id} done")
+                if not ended:
+                    active.append(run)
+                    continue
+                finished += 1
+                bar.set_postfix_str(f"{finished} of {len(todo)}")
+                bar.write(f"{run.experiment.id} done")
+        except BaseException:
+            for run in active:
+                with contextlib.suppress(Exception):  # the first error is told; the last checkpoint is whole
+                    run.stop()
+            raise
     for run in active:
         run.stop()
+    if interrupted.is_set():
+        raise KeyboardInterrupt(f"{len(active)} runs left a checkpoint in {out}.")
     return finished
 
 

@@ -177,7 +177,10 @@ class Trainer:
         self.model.load_state_dict(self.best)
 
     def save(self) -> None:
-        """Write the checkpoint, in the background: training goes on from a copy."""
+        """Write the checkpoint, in the background: training goes on from a copy. Raises NonFiniteLoss rather than
+        replace a good one."""
+        if done := int(self.position):
+            self._check_finite(done)
         if self.checkpoint is not None and parallel.first():
             with self.clock("checkpoints"):
                 self.writer.save(self, self.checkpoint)

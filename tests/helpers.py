@@ -182,6 +182,7 @@ BAD = {
                      "one of 'threshold', 'static', 'dynamic', 'none'"),
     "grey Bernoulli": ({"likelihood": "bernoulli", "binarisation": "none"}, "binarisation",
                        "'threshold', 'static' or 'dynamic'"),
+    "static views": ({"binarisation": "static", "views": "digits"}, "binarisation", "'threshold' or 'dynamic' with views"),
     "padding": ({"padding": "full"}, "padding", "one of 'same', 'valid'"),
     "z_dim": ({"z_dim": 0}, "z_dim", "a whole number of at least 1"),
     "decoder_units": ({"decoder_units": -1}, "decoder_units", "a whole number of at least 0"),

@@ -301,5 +301,5 @@ def test_weights_come_back_with_their_experiment(tmp_path):
 
 
 def test_weights_that_are_not_there(tmp_path):
-    with pytest.raises(CheckpointError, match="nowhere.safetensors is not a checkpoint"):
+    with pytest.raises(CheckpointError, match="nowhere.safetensors is not there"):
         load_weights(tmp_path / "nowhere.safetensors")

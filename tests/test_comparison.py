@@ -86,12 +86,18 @@ def test_equivalence_refuses_what_it_cannot_answer(a, margin):
         comparison.equivalence(np.array(a), np.array([1.0, 2.0]), margin)
 
 
-def test_the_ratio_interval_covers_the_truth_about_as_often_as_it_says():
+@pytest.mark.parametrize("n", [(11, 11), (3, 5)])
+def test_the_ratio_interval_covers_the_truth_about_as_often_as_it_says(n):
     rng = np.random.default_rng(2)
     hits = 0
-    for trial in range(200):
-        low, middle, high = comparison.ratio_interval(rng.normal(40, 4, 11), rng.normal(10, 1, 11),
-                                                      samples=400, seed=trial)
+    for _ in range(2000):
+        low, middle, high = comparison.ratio_interval(rng.normal(40, 4, n[0]), rng.normal(10, 1, n[1]))
         assert low < middle < high
         hits += low < 4 < high
-    assert 0.85 < hits / 200 < 0.99
+    assert 0.935 < hits / 2000 < 0.985
+
+
+def test_the_ratio_of_single_runs_has_no_interval_and_that_of_equal_ones_no_width():
+    low, ratio, high = comparison.ratio_interval(np.array([8.0]), np.array([2.0, 2.0]))
+    assert ratio == 4 and np.isnan([low, high]).all()
+    assert comparison.ratio_interval(np.full(3, 50.0), np.full(5, 50.0)) == (1, 1, 1)

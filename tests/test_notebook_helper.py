@@ -1,12 +1,14 @@
 """What the chapters rely on: checked parameters, a scale, a results folder, shown source."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import BAD, BAD_PLACES, assert_says
 
-from cgmvae import data, notebook, objectives, records
+from cgmvae import checkpoints, data, notebook, objectives, records
 from cgmvae.experiment import Experiment, ExperimentError, preset
 from cgmvae.notebook import check_parameters, find_preset, settings
 
@@ -131,6 +133,12 @@ def test_a_quick_notebook_has_a_results_folder_of_its_own(tmp_path):
         made.results.rmdir()
 
 
+def test_the_results_folder_of_a_quick_notebook_goes_with_its_process():
+    code = "from cgmvae.notebook import settings; print(settings({'preset': 'quick'}).results)"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(made).name.startswith("cgmvae-") and not Path(made).exists()
+
+
 # Running and showing
 
 def test_run_and_model(tmp_path):
@@ -148,6 +156,9 @@ def test_run_and_model(tmp_path):
     published.parent.mkdir(exist_ok=True)
     path.rename(published)
     assert torch.equal(chosen.model(e).p_z_layer.weight, model.p_z_layer.weight)
+    published.unlink()
+    with pytest.raises(checkpoints.CheckpointError, match=f"{e.id} has a record in .*runs, and its weights are not.*results"):
+        chosen.model(e)
 
 
 def test_shown_code_is_shipped_code():

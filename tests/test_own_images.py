@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import jsonschema
@@ -200,9 +201,42 @@ def test_the_centred_square_is_cut_and_a_turned_camera_heeded(tmp_path):
 @pytest.mark.parametrize(("white", "most"), [(4095, 4095), (3000, 4095), (4096, 65_535), (60_000, 65_535)])
 def test_twelve_bits_in_sixteen_are_not_nearly_black(white, most):
     deep = np.array([[0, white // 2], [white // 2, white]], np.uint16)
-    plain = np.asarray(pictures.plain(Image.fromarray(deep)))
+    image = Image.fromarray(deep)
+    assert pictures.white([pictures.Source("", image.copy)]) == most
+    plain = np.asarray(pictures.plain(image, most))
     assert plain.dtype == np.uint8
     assert plain.tolist() == np.round(deep * 255.0 / most).astype(int).tolist()
+
+
+def test_images_of_16_bits_in_one_folder_have_one_white(tmp_path):
+    """A dark one beside a bright one stays dark: 12 bits are no property of one image."""
+    folder, rng = fill(tmp_path / "a"), np.random.default_rng(0)
+    dark = rng.integers(0, 3000, (28, 28)).astype(np.uint16)
+    Image.fromarray(dark).save(folder / "dark.png")
+
+    def dark_one(found):
+        part, row = found.rows["dark.png"]
+        return found.arrays[f"{part}_images"][row, 0]
+    assert dark_one(read_images(folder)).max() > 150
+    Image.fromarray(dark * 20).save(folder / "bright.png")
+    assert dark_one(read_images(folder)).max() <= 12
+
+
+def test_a_large_image_of_16_bits_takes_little_memory(tmp_path):
+    Image.fromarray(np.full((2000, 3000), 60_000, np.uint16)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        tracemalloc.start()
+        pictures.plain(image, 65_535)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most < 8 * 6_000_000  # bytes a pixel; as floats it were 24
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path):
+    fill(tmp_path / "all" / "Train"), fill(tmp_path / "all" / "test", start=200)
+    with pytest.raises(DataError, match="'Train', 'test', which are parts"):
+        read_images(tmp_path / "all")
 
 
 def test_few_files_are_read_at_the_same_time(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_train_runs_once_and_prints_the_record(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(training, "Trainer", lambda *_, **__: pytest.fail("repeated"))
     assert main([*SMALL, "--K", "4", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == out
+    assert capsys.readouterr().out == "This run was made before. Its record says:\n" + out
 
     assert main(["table", "--results", str(tmp_path)]) == 0
     header, row = capsys.readouterr().out.splitlines()

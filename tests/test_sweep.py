@@ -13,7 +13,9 @@ from tqdm import tqdm
 from cgmvae import checkpoints, records, sweep, tables
 from cgmvae.__main__ import main
 from cgmvae.experiment import ExperimentError
+from cgmvae.checkpoints import DiskError
 from cgmvae.run import run
+from cgmvae.training import NonFiniteLoss
 
 CELL = {"dataset": "mnist-sample", "train_limit": 60, "batch_size": 10, "epochs": 4, "iw_samples": 2,
         "z_dim": 8}
@@ -87,6 +89,58 @@ def test_no_time_left_leaves_checkpoints_that_the_next_call_goes_on_from(tiny, m
     progress = json.loads(checkpoints.header(first, checkpoints.RUN)["progress"])
     assert 0 < progress["step"] < 20
     assert sweep.sweep("tiny", out=tiny, minutes=5) == 4
+
+
+class Stub:
+    """A run of three steps; the first of a table breaks at its second, if `error` is given."""
+
+    error, stopped = None, []
+
+    def __init__(self, experiment, *_):
+        self.experiment, self.trainer, self.taken = experiment, self, 0
+        self.progress, self.last = {"step": 0}, 3
+
+    def advance(self):
+        self.taken += 1
+        if self.taken == 2 and self.error and self.experiment == tables.runs("tiny")[0]:
+            raise self.error
+        return self.taken == 3
+
+    def stop(self):
+        self.stopped.append(self.experiment)
+
+
+@pytest.mark.parametrize("at_once", (1, 2))
+def test_a_run_whose_loss_is_not_finite_does_not_keep_the_others(tiny, monkeypatch, at_once, capsys):
+    monkeypatch.setattr(sweep, "Active", type("Broken", (Stub,), {"error": NonFiniteLoss("kl_z is nan."), "stopped": []}))
+    assert sweep.sweep("tiny", out=tiny, minutes=5, at_once=at_once) == 3
+    assert f"{tables.runs('tiny')[0].id} stopped. kl_z is nan." in "".join(capsys.readouterr())
+
+
+def test_an_error_of_one_run_leaves_checkpoints_of_the_others(tiny, monkeypatch):
+    broken = type("Broken", (Stub,), {"error": DiskError("full"), "stopped": []})
+    monkeypatch.setattr(sweep, "Active", broken)
+    with pytest.raises(DiskError, match="full"):
+        sweep.sweep("tiny", out=tiny, minutes=5, at_once=3)
+    assert broken.stopped == [tables.runs("tiny")[2], tables.runs("tiny")[1]] or broken.stopped == tables.runs("tiny")[1:3]
+
+
+def test_ctrl_c_leaves_checkpoints_between_two_steps(tiny, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pressed = type("Pressed", (Stub,), {"stopped": [], "advance": lambda self: signal.raise_signal(signal.SIGINT)})
+    monkeypatch.setattr(sweep, "Active", pressed)
+    with pytest.raises(KeyboardInterrupt, match="2 runs left a checkpoint"):
+        sweep.sweep("tiny", out=tiny, minutes=5, at_once=2)
+    assert len(pressed.stopped) == 2
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_checkpoint_in_the_books_results_is_not_one_to_go_on_from(tiny):
+    """The sweep writes to `out`, and starts there anew."""
+    path = records.Paths(records.results_folder(), tables.runs("tiny")[0]).checkpoint
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert {s.state for s in sweep.states("tiny", [records.results_folder(), tiny])} == {"missing"}
 
 
 def test_a_record_in_the_books_results_counts_as_done(tiny):

@@ -25,7 +25,7 @@ from cgmvae.evaluation import validate
 from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
 from cgmvae.seeds import derived_seed
-from cgmvae.run import _interrupt_between_steps, fit
+from cgmvae.run import fit, interrupt_between_steps
 from cgmvae.training import NonFiniteLoss
 
 
@@ -259,6 +259,22 @@ def test_a_non_finite_loss_stops_at_once(monkeypatch, tmp_path, term, value):
     assert outcome(good) == outcome(uninterrupted)
 
 
+def test_no_good_checkpoint_is_replaced_by_one_that_is_not_finite(tmp_path):
+    """Where the device is asked only now and then, a stop may come before the next look."""
+    path = tmp_path / "run.safetensors"
+    run = trainer(small(), checkpoint=path)
+    steps = run.run()
+    for _ in range(3):
+        next(steps)
+    run.writer.wait()
+    before = path.read_bytes()
+    run.terms[2, 1] = math.nan
+    with pytest.raises(NonFiniteLoss, match="at step 3, in epoch 1.* is kept in"):
+        run.save()
+    run.writer.wait()
+    assert path.read_bytes() == before
+
+
 def test_a_non_finite_validation_loss_stops_too(monkeypatch, tmp_path):
     losses = iter([5.0, math.nan])
     monkeypatch.setattr(evaluation, "validate", lambda *_: {"validation_loss": next(losses)})
@@ -395,7 +411,7 @@ def python_handles_ctrl_c():
 
 
 def test_a_second_ctrl_c_does_not_wait(python_handles_ctrl_c):
-    with pytest.raises(KeyboardInterrupt), _interrupt_between_steps() as asked:
+    with pytest.raises(KeyboardInterrupt), interrupt_between_steps() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked.is_set()
         os.kill(os.getpid(), signal.SIGINT)
@@ -414,6 +430,23 @@ def test_stopped_between_training_and_the_record(monkeypatch, tmp_path, where):
     stopped = cgmvae.run(small(), results=tmp_path / "stopped")
     assert comparable(stopped) == comparable(whole)
     assert stopped["seconds"]["training"] > 0
+
+
+def test_a_second_process_that_ends_later_leaves_record_and_weights_alone(tmp_path):
+    e, paths = small(), records.Paths(tmp_path, small())
+    begun = cgmvae.run.__globals__["Begun"](e, CPU, paths)
+    late = begun.trainer(CPU)
+    fit(late)
+    first = cgmvae.run(e, results=tmp_path)
+    weights = weights_of(tmp_path)
+    with torch.no_grad():
+        next(late.model.parameters()).add_(1)  # as another number of threads could make it, only more
+    theirs = paths.checkpoint.with_name(f".{paths.checkpoint.name}.{os.getppid()}")  # a process that lives
+    dead = paths.checkpoint.with_name(f".{paths.checkpoint.name}.{2 ** 22 + 1}")  # above the largest pid
+    theirs.touch(), dead.touch()
+    assert begun.finish(late) == first
+    assert same(weights, weights_of(tmp_path)) and only(tmp_path) == first
+    assert theirs.exists() and not dead.exists() and not paths.checkpoint.exists()
 
 
 # The bar

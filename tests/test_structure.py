@@ -263,6 +263,20 @@ def test_formulas_need_no_extension_of_mathjax():
     assert not found
 
 
+def test_every_value_that_is_glued_is_quoted_and_the_other_way_round():
+    quoted, glued = set(), set()
+    for name in NAMES:
+        for cell in read(name).cells:
+            quoted |= set(re.findall(r"\{glue:text\}`(\w+)", cell.source))
+            # Some names are put together: glue(f"ch05_ratio_{name}", ratio).
+            glued |= {re.sub(r"\{[^}]*\}", r"\\w+", found)
+                      for found in re.findall(r'glue(?:_words|_figure)?\(\s*f?"(\w[^"]*)"', cell.source)}
+    pages = [CHAPTERS.parent / "index.md", *(CHAPTERS.parent / "slides").glob("*.md")]
+    elsewhere = set(re.findall(r"\bch\d\d_\w+", "\n".join(page.read_text() for page in pages)))
+    assert [q for q in sorted(quoted | elsewhere) if not any(re.fullmatch(g, q) for g in glued)] == []
+    assert [g for g in sorted(glued) if not any(re.fullmatch(g, q) for q in quoted | elsewhere)] == []
+
+
 def test_citations_exist():
     entries = re.findall(r"(?m)^@\w+\{(\S+),$", (CHAPTERS.parent / "references.bib").read_text())
     assert len(entries) == len(set(entries))

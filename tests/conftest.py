@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from unittest.mock import patch
 
 import matplotlib
@@ -28,12 +29,12 @@ def own_data_folder(tmp_path_factory):
 @pytest.fixture
 def no_work(monkeypatch):
     """Fail if images are loaded or a trainer made: not for bad input, not for a run that is done."""
-    from cgmvae import data, training
+    from cgmvae import data
 
     def forbidden(*_, **__):
         pytest.fail("work started where none was due")
     monkeypatch.setattr(data, "load", forbidden)
-    monkeypatch.setattr(training, "Trainer", forbidden)
+    monkeypatch.setattr(sys.modules["cgmvae.run"], "Trainer", forbidden)
 
 
 @pytest.fixture(autouse=True)

@@ -80,6 +80,22 @@ def test_equivalence_agrees_with_its_interval_and_with_a_hand_computation():
         assert test["p"] == pytest.approx(stats.t.sf(t, df))
 
 
+def test_the_interval_of_an_equivalence_is_welchs_of_ninety_percent():
+    a, b = np.array([1.0, 1.2, 1.5, 1.1]), np.array([0.2, 0.1, 0.6])
+    test = comparison.equivalence(a, b, 0.8)
+    of_a, of_b = a.var(ddof=1) / 4, b.var(ddof=1) / 3
+    freedom = (of_a + of_b) ** 2 / (of_a**2 / 3 + of_b**2 / 2)
+    half, middle = stats.t.ppf(0.95, freedom) * np.sqrt(of_a + of_b), a.mean() - b.mean()
+    assert [test["low"], test["high"]] == pytest.approx([middle - half, middle + half])
+
+
+def test_a_run_had_its_cores_if_each_of_its_threads_had_one():
+    record = {"environment": {"device": "cpu", "threads": 2}, "seconds": {"training": 100.0, "processor": 150.0}}
+    assert not comparison.had_its_device(record)
+    record["seconds"]["processor"] = 196.0
+    assert comparison.had_its_device(record)
+
+
 @pytest.mark.parametrize(("a", "margin"), [([1.0], 1.0), ([1.0, 2.0], 0.0)])
 def test_equivalence_refuses_what_it_cannot_answer(a, margin):
     with pytest.raises(ValueError, match="two values a side and a margin above 0"):

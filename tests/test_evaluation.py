@@ -283,3 +283,12 @@ def test_with_all_told_the_names_reach_the_purity():
     counts = contingency_matrix(classes.numpy(), q_y.argmax(1).numpy())
     purity = counts.max(0).sum() / 500
     assert named_accuracy(q_y, classes, q_y, classes, soft=False) == pytest.approx(purity)
+
+
+def test_the_value_with_z_at_its_mean_and_the_share_of_information():
+    toy, x = Toy(), toy_images(1)
+    found = evaluate(toy, splits(toy_images(20) * 255), small(iw_samples=1))
+    h = toy.encode(x)
+    wanted = toy.log_p_x(x, toy.q_z_given(h, toy.log_q_y(h).argmax(-1)).loc).mean().item()
+    assert found["test_log_px_z_mean"] == pytest.approx(wanted, abs=1e-6)
+    assert found["test_information_share"] == pytest.approx(found["test_information"] / math.log(3))

@@ -185,15 +185,16 @@ def test_a_table_of_the_networks_gradients(monkeypatch):
     assert (table.xs("concrete")["bias"] > 0).all()
 
 
-def test_the_marginals_own_noises_are_counted():
-    """Each label's noise of z is its own: the spread of the gradient for the logits, against draws."""
+@pytest.mark.parametrize("name", ("marginal", "sum_and_sample"))
+def test_the_noises_are_counted(name):
+    """The spread of the gradient for the logits against draws; the marginal's noise of z is each label's own."""
     toy = Logits()
-    terms = ESTIMATORS["marginal"](toy, toy_images(COPIES), experiment("marginal"), seeded(3))
+    terms = ESTIMATORS[name](toy, toy_images(COPIES), experiment(name), seeded(3))
     found, = torch.autograd.grad(elbo(terms | {"kl_y": 0 * terms["kl_y"]}).sum(), toy.leaf)
     drawn = found.view(2, COPIES, 3)
-    table = bias.label_gradients(Toy(), toy_images(1), {"marginal": experiment("marginal")}, 4000, 2, seeded())
+    table = bias.label_gradients(Toy(), toy_images(1), {name: experiment(name)}, 4000, 2, seeded())
     wanted = drawn.var(1).sum().sqrt() / drawn.mean(1).norm()
-    assert table.loc["marginal", "sd"] == pytest.approx(float(wanted), rel=0.06)
+    assert table.loc[name, "sd"] == pytest.approx(float(wanted), rel=0.06)
 
 
 def test_no_gradient_is_left_with_the_model():

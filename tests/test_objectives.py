@@ -12,7 +12,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.func import functional_call
 
-from cgmvae import data, evaluation, objectives
+from cgmvae import data, evaluation, memory, objectives
 from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
 from cgmvae.model import GMVAE
@@ -366,6 +366,21 @@ def test_labels_at_once_fills_the_budget_and_no_more():
     one, hundred, many = (objectives.labels_at_once(model, torch.zeros(images, 1, 28, 28))
                           for images in (1, 100, 5000))
     assert 1000 >= one > hundred >= many == 1
+    of_one = memory.activation_bytes(model, torch.zeros(100, 1, 28, 28))
+    assert hundred * of_one <= 2**29 < (hundred + 1) * of_one
+
+
+def test_the_sum_has_the_kl_of_z_that_is_chosen():
+    x = toy_images(1)
+    terms = objectives.marginal(Toy(), x, small(estimator="marginal", kl_z_form="closed"), seeded())
+    assert torch.allclose(terms["kl_z"], exact_terms(Toy(), x)["kl_z"], atol=1e-9)
+
+
+def test_the_relaxed_kl_has_the_steps_temperature():
+    x, tau = toy_images(5), torch.tensor(1.0, dtype=torch.float64)
+    falling = objectives.concrete(Toy(), x, small(tau=0.1, kl_y_form="relaxed"), seeded(), tau=tau)
+    level = objectives.concrete(Toy(), x, small(tau=1.0, kl_y_form="relaxed"), seeded())
+    assert all(torch.allclose(falling[name], level[name]) for name in level)
 
 
 @pytest.mark.parametrize("estimator", ("marginal", "concrete"))

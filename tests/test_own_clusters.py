@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_the_best_of_the_runs_is_shown_and_their_agreement_told(made):
     _, out = made
     about = json.loads((out / "about.json").read_text())
     records = {i: json.loads((out / "models" / "runs" / f"{i}.json").read_text()) for i in about["ids"]}
-    labels, known = [], {}
+    labels, known, certainties = [], {}, []
     for r in records.values():
         e = Experiment(**filled_in(r["experiment"]))
         model, _ = checkpoints.load_weights(Paths(out / "models", e).weights)
@@ -120,10 +121,13 @@ def test_the_best_of_the_runs_is_shown_and_their_agreement_told(made):
         values = torch.cat([images.train_images, images.test_images]).permute(0, 2, 3, 1).contiguous()
         q = assign(model, Pixels(values, e.binarisation)).double().numpy()
         labels.append(q.argmax(1))
+        certainties.append(q.max(1).mean())
         known[r["id"]] = entropy(q.mean(0)) - entropy(q, axis=1).mean()
     assert len(known) == 2 and about["shown"] == max(known, key=known.get)
     assert about["information_nats"] == pytest.approx(max(known.values()), abs=1e-6)
     best = about["ids"].index(about["shown"])
+    assert about["mean_certainty"] == pytest.approx(certainties[best], abs=1e-6)
+    assert about["share_of_ln_K"] == pytest.approx(about["information_nats"] / np.log(3))
     again = []
     for k in range(3):
         own = set(np.flatnonzero(labels[best] == k))
@@ -134,6 +138,33 @@ def test_the_best_of_the_runs_is_shown_and_their_agreement_told(made):
     assert about["agreement_of_seeds_ari"] == pytest.approx(adjusted_rand_score(*labels), abs=1e-9)
     assert np.array(about["pairs_ari"])[[0, 0, 1], [0, 1, 0]] == pytest.approx(
         [1, about["agreement_of_seeds_ari"], about["agreement_of_seeds_ari"]])
+
+
+def test_the_defaults_are_those_of_the_images():
+    for name, kind in (("mnist-sample", "digits"), ("cifar100-sample", "photos")):
+        found = SimpleNamespace(name=name, facts=DATASETS[name])
+        e = own_clusters.experiment_of(found, 3, None, None, 0)
+        assert e.views == kind and e.epochs >= 10 and 0 <= e.epochs * e.steps_per_epoch - 3000 < e.steps_per_epoch
+
+
+def test_the_least_sure_are_shown_and_each_sheet_has_its_own_images(tmp_path):
+    names = [f"{i}.png" for i in range(60)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (96, 96), (4 * i,) * 3).save(tmp_path / name)
+    about = {"ids": ["a"], "images": 60, "files": 60, "K": 2, "information_nats": 0.5, "share_of_ln_K": 0.7,
+             "labels": "in use", "mean_certainty": 0.7, "agreement_of_seeds_ari": None, "found_again": None,
+             "left_out": [], "other_kinds": {}}
+    clusters = own_clusters.Clusters(names, (np.arange(60) >= 30).astype(int), np.linspace(0.4, 1, 60),
+                                     np.zeros((1, 60), int), about)
+    out = tmp_path / "out"
+    out.mkdir()
+    gallery.write(clusters, tmp_path, out, SimpleNamespace(white=65_535, rows={}, arrays={}))
+    last = BeautifulSoup((out / "index.html").read_text(), "html.parser").find_all("details")[2]
+    assert last.find("h2").get_text() == "The least sure"
+    assert [image["alt"].split(":")[0] for image in last.find_all("img")] == names[:40]
+    for k, surest in ((1, 29), (2, 59)):  # it stands in the corner of its sheet
+        with Image.open(out / f"cluster-{k:02}.jpg") as sheet:
+            assert abs(sheet.convert("L").getpixel((48, 48)) - 4 * surest) < 6
 
 
 def test_the_page_needs_nothing_else_and_shows_names_as_text(made):

@@ -275,3 +275,14 @@ def test_the_clock_is_the_processors_where_the_record_has_it():
     assert records.clock(record).tolist() == [2, 4, 6]
     assert records.clock(record | {"environment": {"device": "cuda"}}).tolist() == [3, 4, 9]
     assert records.clock(record | {"seconds": {"training": 9.0}}).tolist() == [3, 4, 9]
+
+
+def test_a_table_has_means_over_seeds():
+    rows = []
+    for seed, acc, known in ((0, 0.2, 0.1), (1, 0.6, 0.7)):
+        e = Experiment(seed=seed)
+        rows.append({"id": e.id, "preset": e.preset, "experiment": e.as_dict(), "seconds": {"training": 1.0},
+                     "metrics": {"test_log_px": -1.0, "test_kl_y": 1.0, "test_acc": acc, "test_information": known},
+                     "progress": {"epochs": 1}, "environment": {"device_name": "a", "precision": "float32"}})
+    of_both = table(rows)
+    assert (of_both["test_acc"][0], of_both["test_information"][0]) == pytest.approx((0.4, 0.4))

@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import BAD, BAD_PLACES, assert_says, small
 
-from cgmvae import data, training
+from cgmvae import data
 from cgmvae.__main__ import main
 from cgmvae.datasets import DATASETS
 from cgmvae.experiment import Experiment
@@ -75,7 +75,7 @@ def test_train_runs_once_and_prints_the_record(tmp_path, capsys, monkeypatch):
     for name, value in record["metrics"].items():
         assert float(printed[name]) == pytest.approx(value, abs=1e-4)
 
-    monkeypatch.setattr(training, "Trainer", lambda *_, **__: pytest.fail("repeated"))
+    monkeypatch.setattr(sys.modules["cgmvae.run"], "Trainer", lambda *_, **__: pytest.fail("repeated"))
     assert main([*SMALL, "--K", "4", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "This run was made before. Its record says:\n" + out
 

@@ -142,8 +142,15 @@ def test_same_seed_same_run_and_another_seed_another():
     assert outcome(runs[0])["curves"] != outcome(runs[2])["curves"]
 
 
-def test_no_two_uses_of_randomness_share_a_seed():
-    uses = ("weights", "noise", "order", "validation", "test")
+def test_no_two_uses_of_randomness_share_a_seed(monkeypatch):
+    uses = ["importance weights", "noise", "order", "spread", "test", "validation", "weights"]
+    asked = []
+    for module in (training, evaluation):
+        monkeypatch.setattr(module, "derived_seed", lambda seed, use: asked.append(use) or derived_seed(seed, use))
+    run = trainer(small(epochs=1, spread_logits=True))
+    fit(run)
+    evaluation.evaluate(run.model, run.splits, run.experiment)
+    assert sorted(asked) == uses
     seeds = [derived_seed(s, use) for s in range(20) for use in uses]
     assert len(set(seeds)) == len(seeds)
 
@@ -157,6 +164,30 @@ def test_a_trainer_leaves_the_global_random_state_alone():
 
 
 # Validation and stopping
+
+def test_early_stopping_looks_at_the_validation_images(monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluation, "validate",
+                        lambda model, pixels, e: seen.append(pixels) or {"validation_loss": 1.0})
+    run = trainer(small(epochs=2))
+    fit(run)
+    assert [pixels is run.splits.validation for pixels in seen] == [True, True]
+
+
+def test_the_validation_loss_has_no_beta():
+    pixels = data.Pixels((toy_images(50) * 255).to(torch.uint8).permute(0, 2, 3, 1), "threshold")
+    one, half = (validate(Toy(), pixels, small(beta=beta))["validation_loss"] for beta in (1.0, 0.5))
+    assert one == half
+
+
+def test_the_validation_information_is_of_all_batches(monkeypatch):
+    run = trainer(small(spread_logits=True))
+    pixels = run.splits.validation
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", len(pixels) - 2)
+    known = evaluation.information(evaluation.assign(run.model, pixels).double())
+    found = validate(run.model, pixels, run.experiment)["validation_information"]
+    assert found == pytest.approx(known, abs=1e-6)
+
 
 def test_validation_loss_is_the_negative_elbo():
     """On the toy, where eq. 5 is known: many copies of two images."""

@@ -33,7 +33,8 @@ def fake_cuda(monkeypatch):
     FakeGraph.made = []
 
     @contextlib.contextmanager
-    def recording(graph):
+    def recording(graph, capture_error_mode):
+        assert capture_error_mode == "thread_local"  # another thread may be copying a checkpoint from the device
         graph.state = {k: v.clone() for k, v in checkpoints.tensors(graph.trainer).items()}
         yield
         checkpoints.restore(graph.trainer, graph.state)
@@ -106,7 +107,7 @@ def state(trainer):
 
 def fails_to_record(patch):
     @contextlib.contextmanager
-    def recording(graph):
+    def recording(graph, **_):
         yield
         raise RuntimeError("operation not permitted when stream is capturing.\nmore lines")
     patch.setattr(torch.cuda, "graph", recording)

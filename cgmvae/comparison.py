@@ -130,14 +130,19 @@ def is_cell(record: Record, dataset: str, row: str, scale: str, **changes: Any) 
     return preset(scale, dataset=dataset, seed=seed, **ROWS[row], **changes).as_dict() == record["experiment"]
 
 
+def run_of(record: Record) -> str:
+    """The scale and the seed of a run, and that it has our first networks, if so."""
+    first = ", our first networks" if FIRST_CHOICES.items() <= record["experiment"].items() else ""
+    return f"{record['preset']}, seed {record['experiment']['seed']}{first}"
+
+
 def label_of(record: Record) -> str:
-    """How the figures name one run: how KL(q(y|x)||p(y)) was read, the scale, the seed."""
+    """How the figures name one run: how KL(q(y|x)||p(y)) was read, and `run_of`."""
     e = record["experiment"]
     names = {"literal": "eq. 8 to the letter", "closed": "closed form, weight 1"}
     reading = next((names[name] for name, own in READINGS.items() if own.items() <= e.items()),
                    f"{e['kl_y_form']}, {e['annealing']}")
-    first = ", our first networks" if FIRST_CHOICES.items() <= e.items() else ""
-    return f"{reading} ({record['preset']}, seed {e['seed']}{first})"
+    return f"{reading} ({run_of(record)})"
 
 
 def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Record, Record] | None:

@@ -164,8 +164,8 @@ class Active:
             return True
 
     def stop(self) -> None:
-        """Leave a checkpoint to go on from."""
-        with torch.cuda.stream(self.stream):
+        """Leave a checkpoint to go on from; where the loss is not finite the last good one stays."""
+        with torch.cuda.stream(self.stream), contextlib.suppress(NonFiniteLoss):
             self.trainer.save()
             self.trainer.writer.wait()
 

@@ -179,9 +179,8 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, in the background: training goes on from a copy. Raises NonFiniteLoss rather than
         replace a good one."""
-        if done := int(self.position):
-            self._check_finite(done)
         if self.checkpoint is not None and parallel.first():
+            self._check_finite(int(self.position))
             with self.clock("checkpoints"):
                 self.writer.save(self, self.checkpoint)
 

@@ -133,7 +133,8 @@ def reinmax(model: GMVAE, x: Tensor, experiment: Experiment,
 def reinmax_rao(model: GMVAE, x: Tensor, experiment: Experiment,
                 generator: Generator | None = None, h: Tensor | None = None) -> Terms:
     """`reinmax` with the mean of `NOISES` relaxed labels in its middle (Wang & Bui, 2026). O(1). At
-    temperature 1 of less variance and a shorter mean; biased even where f is linear in y."""
+    temperature 1 mostly of less variance; biased even where f is linear in y: too short where q
+    is broad, too long where it is sure."""
     h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)
     label = gumbel_max(log_q_y.detach(), generator)

@@ -114,7 +114,7 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
         - `test_kl_y`: KL(q(y|x)||p(y)), in closed form. nats.
         - `test_elbo`: unbiased estimate of eq. 5 from `iw_samples` exact samples (y, z). nats.
         - `test_iw_bound`: the importance-weighted bound on ln p(x) from the same samples (Burda et
-          al., 2016), which the true value exceeds. nats.
+          al., 2016): in the mean over draws at most the true value. nats.
         - `iw_samples`: how many samples an image those two took.
         - `test_information`: I(x;y), see `information`, nats; `test_information_share`: over ln K.
         - `test_clusters_used`: labels that get at least one in a thousand images.

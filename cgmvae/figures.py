@@ -115,12 +115,12 @@ def _members(images: Tensor, q_y: Tensor, columns: int) -> tuple[Tensor, list[st
 
 
 def what_labels_know(runs: tuple[Record, Record], images: Tensor | None, q_y: Tensor | None) -> Figure:
-    """I(x;y) by epoch of two runs of one K; beside it the ten surest images of each cluster of one.
+    """I(x;y) by epoch of two runs of one K; beside it the ten surest images of one's first ten clusters in use.
 
     A curve is of validation images, a mark of the test images: older records have no more. images:
     (N, C, H, W) in [0, 1]. q_y: (N, K); with None the left panel stands alone.
     """
-    figure, axes = plt.subplots(1, 1 if q_y is None else 2, figsize=(8.6, 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, 1 if q_y is None else 2, figsize=(8.6, 3.8), squeeze=False)
     axis, most = axes[0, 0], np.log(runs[0]["experiment"]["K"])
     for record, look in zip(runs, ("-o", "--^"), strict=True):
         known, end = curves(record).get("validation_information"), record["progress"]["epochs"]
@@ -128,10 +128,10 @@ def what_labels_know(runs: tuple[Record, Record], images: Tensor | None, q_y: Te
         axis.plot(*points, label=label_of(record))
     for height, dashes, name in ((most, ":", "ln K, the most there is"), (most / 20, "-", "in use from here")):
         axis.axhline(height, color="black", linestyle=dashes, linewidth=0.8, label=name)
-    axis.set(xlabel="epoch", ylabel="I(x;y) (nats)", xlim=(0, None), ylim=(-0.05 * most, 1.4 * most))
-    axis.legend(fontsize=8, loc="upper left", ncols=2)
+    axis.set(xlabel="epoch", ylabel="I(x;y) (nats)", xlim=(0, None), ylim=(-0.05 * most, 1.1 * most))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     if q_y is not None:
-        tiles = torch.nn.functional.pad(_members(images, q_y, 10)[0], (1, 1, 1, 1), value=1.0)
+        tiles = torch.nn.functional.pad(_members(images, q_y, 10)[0][:100], (1, 1, 1, 1), value=1.0)
         tiles = tiles.unflatten(0, (-1, 10)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
         axes[0, 1].imshow(tiles, vmin=0, vmax=1, cmap="gray", interpolation="nearest")
         axes[0, 1].set_axis_off()
@@ -139,7 +139,7 @@ def what_labels_know(runs: tuple[Record, Record], images: Tensor | None, q_y: Te
 
 
 TITLES = {"mnist": "MNIST", "cifar100": "CIFAR-100"}
-LABELS = {"marginal": "GMVAE", "literal": "Concrete,\neq. 8", "closed": "Concrete,\nclosed form"}
+LABELS = {"marginal": "GMVAE\n(marginal)", "literal": "Concrete\n(literal)", "closed": "Concrete\n(closed)"}
 FILLED = {"marginal": True, "literal": True, "closed": False}  # tells the two readings apart
 
 

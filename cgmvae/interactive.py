@@ -43,7 +43,11 @@ def _page(script: str, title: str, controls: str, body: str, values: dict) -> st
 <script>(function () {{
 const root = document.getElementById({json.dumps(name)}), v = {json.dumps(values, separators=(",", ":"))};
 const at = (selector) => root.querySelector(selector);
-{code}}})();</script></section>"""
+{code}for (const slider of root.querySelectorAll("input[type=range]")) {{
+  const say = () => slider.setAttribute("aria-valuetext", at("output").textContent);
+  slider.addEventListener("input", say); say();
+}}
+}})();</script></section>"""
 
 
 def simplex_points(log_weights: tuple[float, float, float], tau: float, n: int, seed: int) -> torch.Tensor:
@@ -97,7 +101,7 @@ def schedules() -> str:
     controls = f"""<label>Time scale = <output>{TIME_SCALES[start]}</output> steps<br>
 <input type="range" min="0" max="{len(TIME_SCALES) - 1}" value="{start}" step="1"
  aria-label="time scale"></label>"""
-    dashes = ("", "6 3", "2 3", "9 3 2 3")
+    dashes = ("", "6 3", "9 3 2 3", "2 3")
     looks = list(zip(annealing.SCHEDULES, itertools.cycle(LINES), itertools.cycle(dashes)))
     rows = "".join(f'<tr><td><svg width="36" height="8" aria-hidden="true"><line x2="36" y1="4" y2="4" '
                    f'stroke="{c}" stroke-width="3" stroke-dasharray="{d}"/></svg></td><td>{n}</td>'

@@ -58,7 +58,8 @@ class Found:
         kind = "grey" if channels == 1 else "colour"
         labels = f"{len(facts.class_names)} classes, for scores only" if facts.labelled else "none"
         return "\n".join((
-            f"{self.name}: {facts.train} training and {facts.test} test images, digest {facts.digest}",
+            f"{self.name}: {facts.train} training and {facts.test} test images",
+            f"  digest: {facts.digest}",
             f"  pixels: {height} x {width}, {kind}", f"  labels: {labels}",
             f"  duplicates, counted once: {self.duplicates}",
             f"  left out: {_some(self.left_out)}", f"  files of other kinds: {_kinds(self.others)}"))

@@ -50,7 +50,7 @@ def test_the_table_has_a_row_for_each_cell_that_has_runs_and_says_what_is_lackin
     cells = comparison.cells([record(0, -50.0), record(1, -52.0)], "paper")
     table = comparison.table(cells)
     assert list(table.index) == [("mnist", "literal")]
-    assert table.loc[("mnist", "literal"), "ours (nats)"] == "-51.00 ± 1.41"
+    assert table.loc[("mnist", "literal"), "ours (nats)"] == "-51.00\u00a0±\u00a01.41"
     assert table.loc[("mnist", "literal"), "n"] == 2
     assert table.loc[("mnist", "literal"), "away (sd)"] == f"{(-51 + 46.96) / 0.81:+.1f}"
     wanted = {"literal": 5, "closed": 5, "marginal": 3}

@@ -298,11 +298,12 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path, capsys):
     assert main(["data", str(folder)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert err == "" and lines[0] == (f"{found.name}: {found.facts.train} training and "
-                                      f"{found.facts.test} test images, digest {found.facts.digest}")
-    assert lines[1:4] == ["  pixels: 32 x 32, colour", "  labels: none", "  duplicates, counted once: 2"]
-    assert lines[4].startswith("  left out: 7: 'cut.png' (") and lines[4].endswith("; and 4 more")
-    assert lines[5:] == ["  files of other kinds: 4 (2 .heic, 1 .txt, 1 no ending)"]
+    assert err == "" and lines[:2] == [
+        f"{found.name}: {found.facts.train} training and {found.facts.test} test images",
+        f"  digest: {found.facts.digest}"]
+    assert lines[2:5] == ["  pixels: 32 x 32, colour", "  labels: none", "  duplicates, counted once: 2"]
+    assert lines[5].startswith("  left out: 7: 'cut.png' (") and lines[5].endswith("; and 4 more")
+    assert lines[6:] == ["  files of other kinds: 4 (2 .heic, 1 .txt, 1 no ending)"]
 
 
 def test_the_most_frequent_endings_are_named(tmp_path):

@@ -7,7 +7,8 @@ function draw() {
   lines.forEach((line, i) => {
     line.setAttribute("points", v.t.map((t, j) => `${t / 50},${200 - 200 * v.w[s][i][j]}`).join(" "));
     const step = v.arrives[s][i];
-    cells[i].textContent = step === null ? "not within 50,000 steps" : "step " + step.toLocaleString("en");
+    cells[i].textContent = step === null ? "not within 50,000 steps"
+      : "step " + step.toLocaleString("en") + (step > v.t.at(-1) ? ", to the right of this picture" : "");
   });
 }
 slider.addEventListener("input", draw); draw();

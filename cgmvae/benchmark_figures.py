@@ -5,6 +5,8 @@ Every function returns the Figure and leaves showing or saving it to the caller.
 
 from __future__ import annotations
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,8 +14,6 @@ from matplotlib.figure import Figure
 LOOKS = {"plain": ("#999999", "s", "plain PyTorch"), "pyro": ("#CC79A7", "D", "Pyro"),
          "ours": ("#0072B2", "o", "this package")}
 """Colour, marker and label of each implementation."""
-DEVICE_SIZE = 7
-"""Of a title over half the figure: a processor's name is long."""
 
 KINDS = {"convolutions": ("convolution",), "matrix products": ("mm", "addmm", "bmm"),
          "pooling and ReLU": ("max_pool2d", "relu", "threshold_backward"),
@@ -27,6 +27,14 @@ def device(saved: dict) -> str:
     """The device that a file is of: its name and, of a CPU, the vector instructions that torch uses on it."""
     environment = saved["environment"]
     return ", ".join(filter(None, (environment["device_name"], environment.get("instructions"))))
+
+
+def short(saved: dict) -> str:
+    """The device in a few words, for a title: its family, and what of a CPU's instructions tells it from its kin."""
+    environment = saved["environment"]
+    family = re.sub(r"\((R|TM)\)|\b(AMD|Intel|NVIDIA|Processor|CPU)\b", " ", environment["device_name"])
+    best, _, kind = (environment.get("instructions") or "").split(" ")[:2][-1].partition("_")
+    return ", ".join(filter(None, (" ".join(family.split()), f"{best.upper()} {kind}".strip())))
 
 
 def _look(name: str) -> tuple[str, str, str]:
@@ -55,8 +63,7 @@ def step_time_against_K(benchmarks: list[dict]) -> Figure:
             precision = next(n for n in rows[0]["times"] if n.startswith("ours")).partition(" ")[2]
             floor = [r["operations"] / benchmark["gemm"][precision] for r in rows]
             axis.plot([r["K"] for r in rows], floor, "--", color="black", label=f"counted floor, {precision}")
-            axis.set(xscale="log", yscale="log", xlabel="number of clusters K")
-            axis.set_title(f"{device(benchmark)}\n{estimator}", fontsize=DEVICE_SIZE)
+            axis.set(xscale="log", yscale="log", xlabel="number of clusters K", title=f"{short(benchmark)}: {estimator}")
         axes[0].set_ylabel("seconds a step")
         axes[0].legend()
     return figure
@@ -78,7 +85,7 @@ def share_of_limit(benchmarks: list[dict]) -> Figure:
                      alpha=0.6 if precision == "bf16" else 1.0, hatch="//" if precision == "bf16" else None,
                      label=label)
         axis.set_xticks(range(len(cells)), [f"{c['dataset']}\n{c['estimator']}, K = {c['K']}" for c in cells])
-        axis.set(ylabel="share of the GEMM rate", ylim=(0, 1.25), yticks=np.arange(0, 1.1, 0.2), title=device(benchmark))
+        axis.set(ylabel="share of the GEMM rate", ylim=(0, 1.25), yticks=np.arange(0, 1.1, 0.2), title=short(benchmark))
         axis.legend(ncols=len(names))
     return figure
 
@@ -113,7 +120,7 @@ def step_by_kind(benchmarks: list[dict]) -> Figure:
             axis.barh(list(bars), shares, left=left, color=colour, label=kind)
             left += shares
         axis.invert_yaxis()
-        axis.set(xlabel="share of plain PyTorch's step", title=device(benchmark))
+        axis.set(xlabel="share of plain PyTorch's step", title=short(benchmark))
         axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.3, -0.16))
     return figure
 
@@ -134,7 +141,7 @@ def loss_against_minutes(benchmarks: list[dict]) -> Figure:
     Args:
         benchmarks: what `benchmarks/quality.py` saved, a file each.
     """
-    cells = [(device(b), cell) for b in benchmarks for cell in b["cells"]]
+    cells = [(short(b), cell) for b in benchmarks for cell in b["cells"]]
     rows = (len(cells) + 1) // 2
     figure, grid = plt.subplots(rows, 2, figsize=(8, 0.4 + 2.9 * rows), squeeze=False)
     for axis in grid.flat[len(cells):]:
@@ -149,6 +156,6 @@ def loss_against_minutes(benchmarks: list[dict]) -> Figure:
         low, high = cell["levels"][-1], cell["levels"][0]
         axis.set(xlabel="minutes of training", ylim=(low - 0.5 * (high - low), high + 4 * (high - low)),
                  ylabel="validation loss (nats)")
-        axis.set_title(f"{name_of_device}\n{cell['dataset']} {cell['estimator']}, K = {cell['K']}", fontsize=DEVICE_SIZE)
+        axis.set_title(f"{name_of_device}: {cell['dataset']} {cell['estimator']}, K = {cell['K']}")
     grid[0, 0].legend()
     return figure

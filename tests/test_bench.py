@@ -104,6 +104,14 @@ def test_processors_of_one_name_and_other_instructions_have_files_of_their_own(t
     assert paths == {"amd-epyc-avx2.json", "amd-epyc-avx512-avx512-bf16.json"}
 
 
+@pytest.mark.parametrize(("name", "instructions", "words"), [
+    ("Intel(R) Xeon(R) Processor", "AVX512 amx_bf16 avx512_bf16", "Xeon, AMX bf16"),
+    ("AMD EPYC", "AVX512 avx512_bf16", "EPYC, AVX512 bf16"), ("AMD EPYC", "AVX2", "EPYC, AVX2"),
+    ("NVIDIA H100 80GB HBM3", None, "H100 80GB HBM3")])
+def test_a_title_names_a_device_in_a_few_words(name, instructions, words):
+    assert benchmark_figures.short({"environment": {"device_name": name, "instructions": instructions}}) == words
+
+
 def test_a_level_is_passed_at_the_first_epoch_that_is_not_above_it():
     run = {"validation_loss": [120.0, 100.0, 90.0, 101.0], "seconds": [60.0, 30.0, 30.0, 30.0]}
     assert benchmark_figures.passed(run, 100.0) == (2, 1.5)

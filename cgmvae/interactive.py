@@ -11,12 +11,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import Affine2D
 from torch import Generator
 
 from cgmvae import annealing, costs
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import preset
 from cgmvae.figures import COLOURS
 from cgmvae.relaxation import gumbel
@@ -144,13 +148,12 @@ def cost_calculator() -> str:
     return _page("cost_calculator", "Cost of a training step", controls, body, cost_lines())
 
 
-def bias_and_noise(moving: dict[float, dict[str, tuple[float, float]]], still: dict[str, tuple[float, float]],
-                   colours: dict[str, str]) -> str:
+def bias_and_noise(moving: dict[float, dict[str, tuple[float, float]]], still: dict[str, tuple[float, float]]) -> str:
     """Estimators by standard deviation and bias, with a slider for the temperature.
 
     Args:
         moving: by temperature and name, (sd, bias) of those that have one, both above 0 or 0 for a bias.
-        still: by name, of those that have none. colours: by name.
+        still: by name, of those that have none.
     """
     every = [*still.values(), *(point for frame in moving.values() for point in frame.values())]
     low, high = (math.log(f(sd for sd, _ in every)) for f in (min, max))
@@ -159,26 +162,37 @@ def bias_and_noise(moving: dict[float, dict[str, tuple[float, float]]], still: d
     def place(sd: float, bias: float) -> list[float]:
         return [round(400 * (math.log(sd) - low) / (high - low), 1), round(200 * (1 - bias / top), 1)]
 
-    def dot(name: str, at: str = "", lift: int = 5) -> str:
-        return (f'<g{at}><circle r="6" fill="{colours[name]}" stroke="#fff"/>'
-                f'<text x="9" y="{-lift}" font-size="12" fill="#111">{name}</text></g>')
+    def mark(name: str, at: str = "") -> str:
+        look = ESTIMATORS[name]
+        shape = MarkerStyle(look.marker)
+        outlines = shape.get_path().to_polygons(shape.get_transform() + Affine2D().scale(15, -15))
+        d = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in outline) + "Z" for outline in outlines)
+        return f'<path{at} d="{d}" fill="{look.colour}" stroke="#fff"><title>{name}</title></path>'
+
+    def entry(name: str) -> str:
+        return (f'<span style="white-space:nowrap;margin-right:.8em"><svg viewBox="-9 -9 18 18" width="18" aria-hidden="true" '
+                f'style="vertical-align:middle">{mark(name)}</svg> {name}</span>')
+
+    def legend(title: str, names: Iterable[str]) -> str:
+        return f'<p style="line-height:1.7;margin:.4em 0">{title}: {" ".join(map(entry, names))}</p>'
 
     taus = sorted(moving)
     names = list(moving[taus[0]])
-    by_noise = sorted(still.items(), key=lambda item: item[1])
-    fixed = "".join(dot(n, ' transform="translate({} {})"'.format(*place(*p)), lift)  # names that do not overlap
-                    for (n, p), lift in zip(by_noise, itertools.cycle((5, 19, 33))))
-    ticks = "".join(f'<text x="{place(n, 0)[0]}" y="218" text-anchor="middle">{n}</text>'
-                    for n in (0.5, 1, 2, 5, 10, 20, 50) if low <= math.log(n) <= high)
+    fixed = "".join(mark(n, ' transform="translate({} {})"'.format(*place(*p))) for n, p in still.items())
+    ticks = "".join(f'<text x="{place(n, 0)[0]}" y="224" text-anchor="middle">{n}</text>'
+                    for n in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= math.log(n) <= high)
     start = min(range(len(taus)), key=lambda i: abs(taus[i] - 0.3))
     controls = f"""<label>Temperature τ = <output>{taus[start]}</output><br>
-<input type="range" min="0" max="{len(taus) - 1}" value="{start}" step="1" aria-label="temperature"></label>"""
-    body = f"""<svg viewBox="-50 -16 560 266" width="100%" style="max-width:640px" role="img"
+<input type="range" min="0" max="{len(taus) - 1}" value="{start}" step="1" aria-label="temperature"
+ aria-valuetext="{taus[start]}"></label>"""
+    body = f"""<p style="margin:.8em 0 0">↑ bias (multiples of the exact gradient)</p>
+<svg viewBox="-36 -10 448 240" width="100%" style="max-width:520px;display:block" role="img"
  aria-label="Bias against standard deviation of each estimator, at the temperature of the slider">
-<path d="M0 0 V200 H480" fill="none" stroke="#333"/><g>{fixed}</g>
-<g class="moving">{"".join(map(dot, names))}</g>
-<g font-size="13" fill="#111">{ticks}<text x="200" y="240" text-anchor="middle">standard deviation at K passes</text>
-<text x="-8" y="204" text-anchor="end">0</text><text x="-8" y="15" text-anchor="end">{top / 1.05:.1f}</text>
-<text transform="translate(-30 100) rotate(-90)" text-anchor="middle">bias</text></g></svg>"""
+<path d="M0 -8 V200 H412" fill="none" stroke="#333"/><g>{fixed}</g>
+<g class="moving">{"".join(map(mark, names))}</g>
+<g font-size="17" fill="#111">{ticks}<text x="-8" y="206" text-anchor="end">0</text>
+<text x="-8" y="16" text-anchor="end">{top / 1.05:.1f}</text></g></svg>
+<p style="margin:0 0 .8em">→ standard deviation at K passes (multiples of the exact gradient)</p>
+{legend("With a temperature", names)}{legend("Without", still)}"""
     return _page("bias_and_noise", "Bias and noise against temperature", controls, body,
                  {"frames": [[place(*moving[tau][n]) for n in names] for tau in taus], "tau": taus})

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from cgmvae import annealing, costs, interactive
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import preset
 
-MOVING = {0.5: {"a": (1.0, 2.0), "b": (2.0, 0.5)}, 0.1: {"a": (4.0, 0.0), "b": (2.0, 0.5)}}
-STILL = {"c": (1.0, 0.0)}
+MOVING = {0.5: {"concrete": (1.0, 2.0), "reinmax": (2.0, 0.5)}, 0.1: {"concrete": (4.0, 0.0), "reinmax": (2.0, 0.5)}}
+STILL = {"marginal": (1.0, 0.0)}
 
 
 def bias_and_noise():
-    return interactive.bias_and_noise(MOVING, STILL, dict.fromkeys("abc", "#000"))
+    return interactive.bias_and_noise(MOVING, STILL)
 
 
 PAGES = {"bias": bias_and_noise, "cloud": interactive.simplex_cloud, "schedules": interactive.schedules,
@@ -78,4 +79,11 @@ def test_points_move_by_temperature_from_left_to_right_and_up():
     cold, warm = v["frames"]
     assert cold[0] == [400, 200] and cold[1] == warm[1] == [200, pytest.approx(200 - 200 * 0.5 / 2.1, abs=0.1)]
     assert warm[0] == [0, pytest.approx(200 - 200 / 1.05, abs=0.1)]
-    assert 'translate(0.0 200.0)' in page and page.count("<circle") == 3
+    assert 'translate(0.0 200.0)' in page and 'aria-valuetext="0.1"' in page
+
+
+def test_each_estimator_has_its_own_mark_in_the_plot_and_beside_its_name():
+    marks = re.findall(r'<path[^>]* d="([^"]*)" fill="([^"]*)"[^>]*><title>(.*?)</title>', bias_and_noise())
+    assert sorted(name for *_, name in marks) == 2 * ["concrete"] + 2 * ["marginal"] + 2 * ["reinmax"]
+    assert len(set(marks)) == 3 == len({shape for shape, *_ in marks})
+    assert all(colour == ESTIMATORS[name].colour for _, colour, name in marks)

@@ -16,7 +16,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import re
 import statistics
 import sys
@@ -299,7 +298,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
         e = preset("paper", dataset=dataset, estimator=estimator, K=K, batch_size=BATCH)
         timed = bench.times({name: (name, e) for name in implementations}, args.rounds, budget=600, profiles=True)
         cell = {"dataset": dataset, "estimator": estimator, "K": K,
-                "operations": count(e).of(estimator, K) * BATCH, "times": timed}
+                "operations": count(e).step * BATCH, "times": timed}
         out["cells"].append(cell)
         save(out, path)
         print_cell(cell, out["gemm"])
@@ -312,7 +311,7 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
             e = preset("paper", dataset=args.dataset, estimator=estimator, K=K, batch_size=BATCH)
             timed = bench.times({name: (name, e) for name in active}, args.rounds, budget=args.budget)
             out["sweep"].append({"dataset": args.dataset, "estimator": estimator, "K": K,
-                                 "operations": count(e).of(estimator, K) * BATCH, "times": timed})
+                                 "operations": count(e).step * BATCH, "times": timed})
             save(out, path)
             line = "  ".join(f"{n} {1000 * statistics.median(t['seconds']):9.1f} ms "
                              f"{t['peak_bytes'] / 2**30:5.2f} GiB" for n, t in timed.items())
@@ -349,7 +348,7 @@ def growth_with_K(bench: Bench, dataset: str, rounds: int) -> dict:
             so_far["seconds"] += t["seconds"]
             so_far["peak_bytes"] = max(so_far["peak_bytes"], t["peak_bytes"])
     grown = growth(*profiles.values())
-    counted = count(es[1000]).of("concrete", 1000) / count(es[10]).of("concrete", 10)
+    counted = count(es[1000]).step / count(es[10]).step
     low, middle, high = ratio(timed["K=1000"]["seconds"], timed["K=10"]["seconds"])
     verdict = "ok" if middle <= counted + WIDE_SLACK else f"over {counted + WIDE_SLACK:.3f}"
     print(f"\n{dataset} concrete, K = 1,000 over K = 10: {middle:.3f} [{low:.3f}, {high:.3f}] {verdict};"

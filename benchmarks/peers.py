@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from clustpy import deep
 
-from cgmvae import checkpoints, data, records
+from cgmvae import data, records
+from cgmvae.disk import write_text
 from cgmvae.evaluation import cluster_scores
 from cgmvae.experiment import preset
 from cgmvae.run import machine
@@ -74,9 +75,7 @@ def once(out: Path, method: str, seed: int, epochs: tuple[int, int], budget: str
     path = out / f"{method.lower()}-s{seed}-{'defaults' if epochs == EPOCHS else 'minutes'}.json"
     if not path.exists():
         found = run(method, seed, epochs, budget)
-        text = json.dumps(found, indent=1) + "\n"
-        with checkpoints.whole_file(path, len(text)) as temporary:
-            temporary.write_text(text)
+        write_text(path, json.dumps(found, indent=1) + "\n")
     found = json.loads(path.read_text())
     print(f"{path.name}: ACC {found['test']['acc']:.3f}, NMI {found['test']['nmi']:.3f}, {found['minutes']:.1f} minutes")
     return found

@@ -22,6 +22,7 @@ import torch
 from bench import BATCH, CELLS, PEERS, Bench, environment, path_of, pin, precisions_of, save
 
 from cgmvae import benchmark_figures, data, devices, figures, records, training
+from cgmvae.datasets import DataError
 from cgmvae.experiment import Experiment, preset
 
 LEVELS = {"mnist": [100.0, 90.0], "cifar100": [1830.0, 1810.0]}
@@ -147,7 +148,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         print(f"\nsaved in {run(args, args.out or records.results_folder() / 'benchmarks')}")
-    except data.DataError as error:
+    except DataError as error:
         raise SystemExit(str(error)) from None
 
 

@@ -13,6 +13,7 @@ from cgmvae import (
     check,
     checkpoints,
     data,
+    disk,
     gallery,
     own_clusters,
     own_images,
@@ -23,14 +24,15 @@ from cgmvae import (
     training,
 )
 from cgmvae.checks import ExperimentError, explained, refuse
-from cgmvae.datasets import DATASETS, known
+from cgmvae.datasets import DATASETS, DataError, known
 from cgmvae.devices import COMPILATIONS, DEVICES, PRECISIONS, OutOfMemory
-from cgmvae.experiment import PRESETS, Experiment, preset
+from cgmvae.experiment import Experiment, preset
+from cgmvae.presets import PRESETS
 from cgmvae.run import run
 from cgmvae.views import VIEWS
 
-BAD_INPUT = (ExperimentError, data.DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
-             FileExistsError, checkpoints.DiskError, OutOfMemory)
+BAD_INPUT = (ExperimentError, DataError, checkpoints.CheckpointError, training.NonFiniteLoss,
+             FileExistsError, disk.DiskError, OutOfMemory)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,18 +67,18 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--out", type=Path, help="results folder to write to")
     many.add_argument("--device", default="auto", help=DEVICES)
     many.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
-    many.add_argument("--at-once", type=int, help="runs that share the device (1; 8 on a GPU)")
+    many.add_argument("--at-once", help="runs that share the device (1; 8 on a GPU)")
     many.set_defaults(task=_sweep)
 
     sort = commands.add_parser("cluster", help="sort a folder of images into clusters, and show them on a page")
     sort.add_argument("images", help="a folder or an .npz of images")
     sort.add_argument("--out", type=Path, required=True, help="folder for the page and the table, a new one")
-    sort.add_argument("--K", type=int, default=10, help="number of clusters, at least 2; 10")
-    sort.add_argument("--seeds", type=int, default=2, help="runs from different first weights; the one whose "
+    sort.add_argument("--K", default=10, help="number of clusters, at least 2; 10")
+    sort.add_argument("--seeds", default=2, help="runs from different first weights; the one whose "
                       "labels know most is shown; 2; with more, a later call goes on from those that are there")
     sort.add_argument("--views", help="what does not matter for a cluster: " + ", ".join(VIEWS)
                       + "; digits for grey images, photos for coloured ones")
-    sort.add_argument("--epochs", type=int, help="of training; as many as make 3,000 steps, at least 10")
+    sort.add_argument("--epochs", help="of training; as many as make 3,000 steps, at least 10")
     sort.add_argument("--device", default="auto", help=DEVICES)
     sort.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
     sort.set_defaults(task=_cluster)

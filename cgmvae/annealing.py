@@ -28,7 +28,7 @@ def linear(t: Tensor | float, steps: float) -> Tensor:
     return (torch.as_tensor(t, dtype=torch.float32) / steps).clamp(max=1.0)
 
 
-def none(t: Tensor | float, steps: float | None = None) -> Tensor:
+def none(t: Tensor | float, steps: float | None) -> Tensor:
     """One throughout: eq. 7, without annealing."""
     return torch.ones_like(torch.as_tensor(t, dtype=torch.float32))
 
@@ -37,20 +37,20 @@ SCHEDULES = {"ramp": ramp, "printed": printed, "linear": linear, "none": none}
 """By name. A schedule that is put in here, also by a notebook, can be trained with at once."""
 
 
-def temperature(t: Tensor, last: int, start: float, end: float) -> Tensor:
-    """The temperature of a relaxed label at step t: `start` at 0, `end` at `last`, the same factor each step between
+def temperature(t: Tensor, steps: int, start: float, end: float) -> Tensor:
+    """The temperature of a relaxed label at step t: `start` at 0, `end` after all `steps`, the same factor each step between
     (Jang et al., 2017, let it fall exponentially too)."""
-    return start * (end / start) ** (t / last).clamp(max=1)
+    return start * (end / start) ** (t / steps).clamp(max=1)
 
 
-def constant(t: Tensor, last: int) -> Tensor:
+def constant(t: Tensor, steps: int) -> Tensor:
     """The same learning rate throughout."""
     return torch.ones_like(t)
 
 
-def cosine(t: Tensor, last: int) -> Tensor:
-    """Up from a hundredth over 100 steps, and along a half cosine down to a fiftieth at step `last`."""
-    down = 0.02 + 0.98 * (1 + torch.cos(math.pi * (t / last).clamp(max=1))) / 2
+def cosine(t: Tensor, steps: int) -> Tensor:
+    """Up from a hundredth over 100 steps, and along a half cosine down to a fiftieth after all `steps`."""
+    down = 0.02 + 0.98 * (1 + torch.cos(math.pi * (t / steps).clamp(max=1))) / 2
     return ((t + 1) / 100).clamp(max=1) * down
 
 

@@ -143,7 +143,7 @@ def speed(device: torch.device) -> Iterator[Line]:
             full = Experiment(dataset=dataset, K=K, **_row(estimator))
             trainer = _trainer(full.but(dataset=f"{dataset}-sample"), device)
             ms = _milliseconds(trainer, 2 if device.type == "cpu" else 50)
-            hours = ms * full.steps_per_epoch * full.epochs / 3.6e6
+            hours = ms * full.steps / 3.6e6
             yield Line(None, f"{dataset}, K={K}, {estimator}: {ms:.1f} ms a step, {hours:.1f} hours "
                              f"for all {full.epochs} epochs ({trainer.precision}, {trainer.compile})")
 

@@ -5,23 +5,20 @@ The tensors are the state of a `Trainer`; the text header holds the experiment a
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cgmvae.devices import keep_threads
+from cgmvae.disk import whole_file
 from cgmvae.experiment import Experiment, filled_in
+from cgmvae.model import GMVAE
 
 if TYPE_CHECKING:
     from cgmvae.training import Trainer
@@ -32,10 +29,6 @@ RUN, WEIGHTS = "cgmvae checkpoint 1", "cgmvae weights 1"
 
 class CheckpointError(RuntimeError):
     """A file that is no checkpoint, or that of another run. The message says which and what to do."""
-
-
-class DiskError(OSError):
-    """A file that could not be written. The message says which, why, and how much must be free."""
 
 
 def tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -93,40 +86,6 @@ def write(state: dict[str, Tensor], header: dict[str, str], path: Path) -> None:
         save_file(state, temporary, metadata=header)
 
 
-@contextlib.contextmanager
-def whole_file(path: Path, size: int) -> Iterator[Path]:
-    """A temporary name to write to, renamed to `path` in the end: whoever is killed leaves the old
-    file or the new one. `size` is about how many bytes there are to write.
-
-    Raises DiskError if they cannot be written; the part that was is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        try:
-            free = f"{shutil.disk_usage(path.parent).free:,}"
-        except OSError:
-            free = "no"
-        raise DiskError(
-            f"{path} could not be written ({error}): it takes about {size:,} bytes, and "
-            f"{free} bytes are free in {path.parent}. Free what is lacking there, or choose another "
-            "folder; what was written before is whole, and the same run goes on from it.") from error
-
-
-def remove(path: Path) -> None:
-    """Remove a file, and what a killed process left of it in the middle of a write."""
-    path.unlink(missing_ok=True)
-    for temporary in path.parent.glob(f".{path.name}.*"):
-        pid = temporary.suffix[1:]
-        if not (pid.isdecimal() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):  # else it is being written
-            temporary.unlink(missing_ok=True)
-
-
 def header(path: Path, kind: str) -> dict[str, str]:
     """The text header of a file of this kind. Raises CheckpointError for any other file."""
     try:
@@ -179,10 +138,8 @@ def save_weights(model: torch.nn.Module, experiment: Experiment, path: Path,
     write(state, {"format": WEIGHTS, "experiment": json.dumps(experiment.as_dict())}, path)
 
 
-def load_weights(path: Path):
+def load_weights(path: Path) -> tuple[GMVAE, Experiment]:
     """A finished model, on the CPU, and its experiment. Raises CheckpointError."""
-    from cgmvae.model import GMVAE
-
     saved, text = read(path, WEIGHTS)
     experiment = Experiment(**filled_in(json.loads(text["experiment"])))
     model = GMVAE(experiment)

@@ -24,31 +24,17 @@ def refuse(name: str, value: Any, allowed: str) -> None:
     raise ExperimentError(f"{name} must be {allowed}; it is {value!r}.")
 
 
-def nearest(name: Any, known: Iterable[str]) -> str | None:
-    """The known name that is nearest, whatever its case; None if none is near."""
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The known name that is nearest, whatever its case, in brackets after a blank; nothing if none is near."""
     by_lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1)
-    return by_lower[near[0]] if near else None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question after a sentence about an unknown name, with a blank before it, or nothing."""
-    near = nearest(name, known)
-    return f" Did you mean {near!r}?" if near else ""
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ExperimentError unless `value` is among the names in `allowed`."""
     if value not in tuple(allowed):
-        near = nearest(value, allowed)
-        hint = f" (did you mean {near!r}?)" if near else ""
-        refuse(name, value, "one of " + ", ".join(map(repr, allowed)) + hint)
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Raise ExperimentError unless `value` is at least `least`."""
-    if value < least:
-        refuse(name, value, f"a whole number of at least {least}")
+        refuse(name, value, "one of " + ", ".join(map(repr, allowed)) + did_you_mean(value, allowed))
 
 
 def check_number(name: str, value: float, least: int | None = None, most: int | None = None,
@@ -56,8 +42,8 @@ def check_number(name: str, value: float, least: int | None = None, most: int | 
     """Raise ExperimentError unless `value` is within the bounds that are given, and finite."""
     if least is not None and most is not None and not least <= value <= most:
         refuse(name, value, f"a whole number from {least} to {most}")
-    if least is not None:
-        at_least(name, value, least)
+    if least is not None and value < least:
+        refuse(name, value, f"a whole number of at least {least}")
     if above is not None and not above < value < (math.inf if below is None else below):
         refuse(name, value, f"a number above {above}" if below is None
                else f"a number between {above} and {below}")
@@ -134,6 +120,13 @@ def typed(name: str, value: Any, kind: Any, bounds: dict[str, Any]) -> Any:
     whole = real and isinstance(number, Integral)
     least = 1 if bounds["least"] is None else bounds["least"]
     return int(number) if whole else refuse(name, value, f"a whole number of at least {least}")
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A number that is no field of an Experiment, as an int. Raises ExperimentError if it is not allowed."""
+    value = typed(name, value, int, {"least": least})
+    check_number(name, value, least, most)
+    return value
 
 
 def schema_of(f: dataclasses.Field, kind: Any) -> dict[str, Any]:

@@ -21,10 +21,12 @@ class Cost:
     shared: float  # done once: the encoder, q(y|x), what of q(z|x, y) sees only h, the KL of z to all p(z|y)
     per_label: float  # done for each label: the rest of q(z|x, y), p(z|y), the decoder
     K_sized: float  # of these, in the layers and products whose size is K: all that grows in a step of one pass
+    passes: int  # through the decoder: how often a step does what is done for a label
 
-    def of(self, estimator: str, K: int) -> float:
-        """Operations an image: `per_label` as often as the estimator passes through the decoder."""
-        return self.shared + self.per_label * ESTIMATORS[estimator].passes(K)
+    @property
+    def step(self) -> float:
+        """Operations an image."""
+        return self.shared + self.per_label * self.passes
 
 
 def count(experiment: Experiment) -> Cost:
@@ -59,4 +61,4 @@ def count(experiment: Experiment) -> Cost:
                + map_area * FILTERS[1] * FILTERS[0] * taps
                + middle * FILTERS[0] * channels * taps)
     per_label = 3 * (rows + q_z + decoder)
-    return Cost(2.0 * shared, 2.0 * per_label, 2.0 * 3 * (label_head + kl_z + rows))
+    return Cost(2.0 * shared, 2.0 * per_label, 2.0 * 3 * (label_head + kl_z + rows), ESTIMATORS[e.estimator].passes(e.K))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cgmvae.binarisation import BINARISATIONS
 from cgmvae.checks import refuse
-from cgmvae.datasets import DataError, cache_folder
 from cgmvae.experiment import Experiment
 from cgmvae.files import Images, load  # `data.load` and `data.split` are what a run asks for
 from cgmvae.views import VIEWS

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from cgmvae.checks import one_of, refuse
 from cgmvae.estimators import ESTIMATORS
 from cgmvae.experiment import Experiment
+from cgmvae.model import HEAD_UNITS
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 COMPILATIONS = ("auto", "graph", "none")
@@ -92,7 +93,7 @@ def free_memory(device: torch.device) -> int:
 def largest_K(experiment: Experiment, device: torch.device) -> int:
     """About how large K can be before a step of the experiment cannot fit."""
     e = experiment
-    weights = 512 + 256 + 1 + 2 * e.z_dim  # the three layers whose size is K
+    weights = sum(HEAD_UNITS) + 1 + 2 * e.z_dim  # the three layers whose size is K
     arrays = 12 * ESTIMATORS[e.estimator].noises + (e.z_dim if _all_labels(e) else 0)
     a_label = 4 * (6 * weights + e.batch_size * arrays)  # Adam's two moments, gradient, best, copy
     return max(int(free_memory(device) * 0.8) // a_label, 1)
@@ -206,12 +207,12 @@ def keep_threads(threads: int) -> None:
         _threads["chosen"] = torch.get_num_threads()
 
 
-def _seconds_of_a_product(for_seconds: float = 0.03) -> float:
+def _seconds_of_a_product() -> float:
     """Mean seconds of a convolution and a product of a step's size, over a while."""
     image, kernel, matrix = torch.ones(32, 20, 14, 14), torch.ones(40, 20, 5, 5), torch.ones(512, 512)
     F.conv2d(image, kernel), matrix @ matrix  # the first of a size is slower
     start, done = time.perf_counter(), 0
-    while (taken := time.perf_counter() - start) < for_seconds:
+    while (taken := time.perf_counter() - start) < 0.03:
         F.conv2d(image, kernel), matrix @ matrix
         done += 1
     return taken / done

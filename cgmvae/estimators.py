@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Estimator:
     """One estimator of the ELBO, and all that depends on which it is."""
 
-    terms: Callable[..., Terms]  # (model, x, experiment, generator, h) to the terms
+    terms: Callable[..., Terms]  # (model, x, h, experiment, generator) to the terms
     colour: str  # in every figure, together with the marker told apart by every colour vision
     marker: str
     tau: float | None = None  # the temperature that it has by default, if its label is relaxed in a pass
@@ -33,8 +33,10 @@ class Estimator:
     unbiased: bool = False  # its gradient is that of eq. 5 in the mean
     posterior: str = "joint"  # of the model that it trains, see `GMVAE`
 
-    def __call__(self, *args: object, **more: object) -> Terms:
-        return self.terms(*args, **more)
+    def __call__(self, model: GMVAE, x: Tensor, experiment: Experiment, generator: Generator | None = None,
+                 h: Tensor | None = None, **more: Tensor) -> Terms:
+        """The terms of x; `h`, if it is given, is its encoding, which then is not made again."""
+        return self.terms(model, x, model.encode(x) if h is None else h, experiment, generator, **more)
 
     @property
     def relaxed(self) -> bool:

@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Generator, Tensor
 from torch.distributions import kl_divergence
+from torch.special import entr
 
 from cgmvae.data import Pixels, Splits
 from cgmvae.discrete import exact_sample
@@ -24,8 +25,8 @@ from cgmvae.relaxation import gumbel_max
 from cgmvae.seeds import derived_seed
 
 EVALUATION_BATCH = 500
-IN_USE = 0.001
-"""A cluster counts as in use if it gets at least this share of the test images."""
+USED_SHARE = 0.001
+"""Of the test images: a cluster that gets fewer is not counted as used."""
 
 
 @contextlib.contextmanager
@@ -57,7 +58,7 @@ def validate(model: GMVAE, pixels: Pixels, experiment: Experiment) -> dict[str, 
     with evaluating(model):
         for start in range(0, len(pixels), EVALUATION_BATCH):
             x = pixels.batch(slice(start, start + EVALUATION_BATCH))
-            terms, log_q_y, _ = exact_sample(model, x, experiment, noise)
+            terms, log_q_y, _ = exact_sample(model, x, model.encode(x), experiment, noise)
             for name, value in {"loss": -elbo(terms), **terms}.items():
                 total[name] += float(value.cpu().double().sum())
             all_q_y.append(log_q_y.exp().cpu().double())
@@ -72,15 +73,12 @@ def information(q_y: Tensor) -> float:
     a label says of its image. Near 0 the label is not used, whether all images have one and the same
     or each has every one alike.
     """
-    def entropy(q: Tensor) -> Tensor:
-        return -torch.xlogy(q, q).sum(-1)
-    return max(0.0, float(entropy(q_y.mean(0)) - entropy(q_y).mean()))
+    return max(0.0, float(entr(q_y.mean(0)).sum() - entr(q_y).sum(-1).mean()))
 
 
 def perplexity(q_y: Tensor) -> float:
     """exp of the entropy of the mean of q(y|x), (N, K), float64: between 1 and K, how many labels are used alike."""
-    mean = q_y.mean(0)
-    return float(torch.exp(-torch.xlogy(mean, mean).sum()))
+    return float(entr(q_y.mean(0)).sum().exp())
 
 
 def in_use(information: float, K: int) -> bool:
@@ -145,7 +143,7 @@ def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, 
         means["clusters_named"] = len(told)
     return {**means, "iw_samples": experiment.iw_samples,
             "test_information": known, "test_information_share": known / max(math.log(model.K), 1e-12),
-            "test_clusters_used": int((shares >= IN_USE).sum()),
+            "test_clusters_used": int((shares >= USED_SHARE).sum()),
             "test_cluster_perplexity": perplexity(q_y),
             **{f"test_{k}": v for k, v in scores.items()}}
 

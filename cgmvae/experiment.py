@@ -23,7 +23,6 @@ from cgmvae.model import LIKELIHOODS
 from cgmvae.networks import INITIALISATIONS, PADDINGS
 from cgmvae.objectives import KL_Y_FORMS, KL_Z_FORMS
 from cgmvae.own_images import find_dataset
-from cgmvae.presets import PRESETS
 from cgmvae.views import VIEWS
 
 DEFINITION = 1
@@ -32,8 +31,7 @@ DEFINITION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Every choice of one run. Defaults are the paper's wherever it says what it did, but for `kl_y_form`
-    and `annealing`.
+    """Every choice of one run: the paper's where it says what it did, but for `kl_y_form` and `annealing`.
 
     `None` asks for the default that depends on the other choices; after construction no field
     is None except `train_limit`, `tau_start`, and those that the run does not use (`tau` and `kl_y_form`
@@ -191,10 +189,15 @@ class Experiment:
         return self.train_size // self.batch_size
 
     @property
+    def steps(self) -> int:
+        """Training steps of all epochs, if nothing stops the run before."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
     def preset(self) -> str:
         """The scale, a name in PRESETS if data, limit, epochs and patience are its, else `custom`."""
         usual = {f.name: f.default for f in dataclasses.fields(self)}
-        for name in PRESETS:
+        for name in presets.PRESETS:
             at_scale = {**usual, **presets.scale(name, DATASETS[self.dataset].full)}
             if all(getattr(self, f) == at_scale[f]
                    for f in ("dataset", "train_limit", "epochs", "patience")):
@@ -206,8 +209,7 @@ class Experiment:
         """A name for the run, made of its main choices and a digest of all of them."""
         told = {k: v for k, v in self.as_dict().items() if k not in NEUTRAL or v != NEUTRAL[k]}
         text = json.dumps({"definition": DEFINITION, **told}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{self.dataset}-{self.estimator}-K{self.K}-s{self.seed}-{digest}"
+        return f"{self.dataset}-{self.estimator}-K{self.K}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def as_dict(self) -> dict[str, Any]:
         """Every field and its value, ready for JSON."""
@@ -219,8 +221,7 @@ class Experiment:
         return dataclasses.replace(self, **changes)
 
 
-NEUTRAL = {f.name: f.metadata["neutral"] for f in dataclasses.fields(Experiment)
-           if f.metadata["neutral"] is not NO_NEUTRAL}
+NEUTRAL = {f.name: value for f in dataclasses.fields(Experiment) if (value := f.metadata["neutral"]) is not NO_NEUTRAL}
 """What every run did before these fields existed."""
 
 
@@ -234,7 +235,7 @@ def preset(name: str, **choices: Any) -> Experiment:
 
     `quick` replaces a data set by its embedded sample, where it has one. Raises ExperimentError.
     """
-    one_of("preset", name, PRESETS)
+    one_of("preset", name, presets.PRESETS)
     known_fields(choices)
     chosen = {k: v for k, v in choices.items() if v is not None}
     dataset = find_dataset(chosen.pop("dataset", "mnist"))
@@ -244,7 +245,6 @@ def preset(name: str, **choices: Any) -> Experiment:
 def known_fields(choices: dict[str, Any]) -> None:
     """Raise ExperimentError for a name that is not a field of Experiment."""
     fields = [f.name for f in dataclasses.fields(Experiment)]
-    for name in choices:
-        if name not in fields:
-            raise ExperimentError(f"{name!r} is not a choice of an experiment.{did_you_mean(name, fields)} "
-                                  f"The choices are {', '.join(fields)}.")
+    for name in (name for name in choices if name not in fields):
+        raise ExperimentError(f"{name!r} is not a choice of an experiment{did_you_mean(name, fields)}. "
+                              f"The choices are {', '.join(fields)}.")

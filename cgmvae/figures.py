@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from cgmvae.comparison import PAPER, PAPERS_ROW, Cell, label_of
 from cgmvae.estimators import ESTIMATORS
-from cgmvae.experiment import DATASETS
+from cgmvae.datasets import DATASETS
 from cgmvae.model import GMVAE
 from cgmvae.records import Record, curves, information
 
@@ -52,12 +52,11 @@ def training_curves(records: dict[str, Record]) -> Figure:
     return figure
 
 
-def image_grid(images: Tensor | np.ndarray, columns: int, row_names: list[str] | None = None,
-               size: float = 0.55) -> Figure:
+def image_grid(images: Tensor | np.ndarray, columns: int, row_names: list[str] | None = None) -> Figure:
     """Images (N, C, H, W) in [0, 1], row by row, with a name at the left of each row."""
     images = np.asarray(images, dtype=np.float32)
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size + 0.8, rows * size),
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 0.55 + 0.8, rows * 0.55),
                                 squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04},
                                 layout="none")
     for axis in axes.flat:

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from cgmvae import checkpoints, pictures
+from cgmvae import pictures
 from cgmvae.datasets import DataError
+from cgmvae.disk import whole_file, write_text
 
 if TYPE_CHECKING:
     from cgmvae.own_clusters import Clusters
@@ -133,15 +134,8 @@ def _sheet(images: list[Image.Image], path: Path, columns: int = 10) -> None:
     sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(images) / columns) * SIDE), "white")
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * SIDE, i // columns * SIDE))
-    with checkpoints.whole_file(path, sheet.width * sheet.height) as temporary:
+    with whole_file(path, sheet.width * sheet.height) as temporary:
         sheet.save(temporary, "JPEG", quality=85)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none. Raises DiskError."""
-    with checkpoints.whole_file(path, len(text)) as temporary:
-        # A file's name may hold bytes that are no text: they go back as they came.
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 PAGE = """<!DOCTYPE html>

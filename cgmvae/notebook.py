@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import ast
 import atexit
+import base64
+import contextlib
 import dataclasses
 import inspect
+import io
 import os
+import re
 import shutil
 import tempfile
 import textwrap
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from cgmvae import checkpoints, data, devices, records
+from cgmvae import checkpoints, devices, records
 from cgmvae.checks import ExperimentError, did_you_mean, one_of
-from cgmvae.datasets import DATASETS
-from cgmvae.experiment import PRESETS, Experiment, preset
+from cgmvae.datasets import DATASETS, cache_folder
+from cgmvae.experiment import Experiment, preset
+from cgmvae.model import GMVAE
 from cgmvae.own_images import find_dataset
+from cgmvae.presets import PRESETS
 from cgmvae.run import run
 
 RUN_CHOICES = ("device", "precision", "compile", "results")
@@ -47,7 +54,7 @@ class Settings:
         """`run.run` with the notebook's device and results folder."""
         return run(experiment, results=self.results, **self.run_choices)
 
-    def model(self, experiment: Experiment):
+    def model(self, experiment: Experiment) -> GMVAE:
         """The trained model of a run that `run` has finished, on the CPU.
 
         Raises CheckpointError where the run's record came without its weights, as most of the book's do."""
@@ -115,8 +122,8 @@ def find_preset(name: str, dataset: str, device: str) -> tuple[str, str]:
         return name, "asked for"
     if devices.find_device(device).type == "cpu":
         return "quick", "no GPU here"
-    if DATASETS[dataset].full != dataset or not (data.cache_folder() / f"{dataset}.npz").exists():
-        return "quick", f"the full {dataset!r} is not in {data.cache_folder()}"
+    if DATASETS[dataset].full != dataset or not (cache_folder() / f"{dataset}.npz").exists():
+        return "quick", f"the full {dataset!r} is not in {cache_folder()}"
     return "paper", "a GPU and the full data are here"
 
 
@@ -130,8 +137,8 @@ def check_parameters(scope: dict[str, Any]) -> None:
     for source in scope.get("In", ()):
         if source.startswith("# Parameters"):
             for name in sorted(_assigned(source) - declared):
-                raise ExperimentError(f"{name!r} is not a parameter of this notebook."
-                                      f"{did_you_mean(name, declared)} Its parameters are {', '.join(sorted(declared))}.")
+                raise ExperimentError(f"{name!r} is not a parameter of this notebook"
+                                      f"{did_you_mean(name, declared)}. Its parameters are {', '.join(sorted(declared))}.")
         declared |= _assigned(source)
 
 
@@ -161,9 +168,6 @@ def glue(name: str, value: Any) -> None:
     Where the book's tools are missing, as on Colab, nothing builds the prose; `numbers` still
     prints the value.
     """
-    import contextlib
-    import io
-
     plain = value.item() if hasattr(value, "item") else value  # NumPy's print as np.float64(1.0)
     GLUED[name] = plain
     try:
@@ -181,8 +185,6 @@ def numbers(*tokens: str) -> None:
         tokens: each the name of a value and how it is formatted, such as `ch01_kmeans:.0f`. It is
             printed without the chapter. One that this run did not make is named as missing.
     """
-    import re
-
     for token in dict.fromkeys(tokens):
         name, _, form = token.partition(":")
         value = format(GLUED[name], form) if name in GLUED else "not made by this run"
@@ -191,10 +193,6 @@ def numbers(*tokens: str) -> None:
 
 def glue_figure(name: str, figure: Any, alt: str) -> None:
     """Give a matplotlib figure a name by which another page shows it, with its alt text."""
-    import base64
-    import io
-    from html import escape
-
     from IPython.display import HTML
 
     buffer = io.BytesIO()
@@ -205,8 +203,6 @@ def glue_figure(name: str, figure: Any, alt: str) -> None:
 
 def glue_words(name: str, words: str) -> None:
     """Give a paragraph a name by which another page shows it; `glue` is for numbers and words of this one."""
-    from html import escape
-
     from IPython.display import HTML
 
     glue(name, HTML(f"<p>{escape(words)}</p>"))

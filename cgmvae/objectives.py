@@ -1,7 +1,7 @@
 """The ELBO (eq. 5) and its estimates by a sum over labels (eq. 6) and by a relaxed label (eq. 7 and 8).
 
-An estimator, here and in discrete.py, takes (model, x, experiment, generator), with x (B, C, H, W) in
-[0, 1], and returns its terms, each (B,) in nats, each differentiable::
+An estimator, here and in discrete.py, takes (model, x, h, experiment, generator), with x (B, C, H, W) in
+[0, 1] and its encoding h, and returns its terms, each (B,) in nats, each differentiable::
 
     log_px   estimate of E[ln p(x|z)]
     kl_z     estimate of E[ln q(z|x, y)/p(z|y)], at one sample of z as eq. 6 to 8 have it
@@ -9,8 +9,6 @@ An estimator, here and in discrete.py, takes (model, x, experiment, generator), 
 
 so that the ELBO is log_px - kl_z - kl_y. Some of discrete.py have a fourth, `score`, which is zero in
 value and carries the gradient of the sampled label.
-
-`h`, if it is given, is the encoding of x, which then is not made again.
 """
 
 from __future__ import annotations
@@ -46,10 +44,8 @@ def categorical_kl(log_q_y: Tensor, log_p_y: float) -> Tensor:
     return (log_q_y.exp() * (log_q_y - log_p_y)).sum(-1)
 
 
-def marginal(model: GMVAE, x: Tensor, experiment: Experiment,
-             generator: Generator | None = None, h: Tensor | None = None) -> Terms:
+def marginal(model: GMVAE, x: Tensor, h: Tensor, experiment: Experiment, generator: Generator | None = None) -> Terms:
     """Eq. 6: the sum over all K labels, each with its own sample of z. O(K)."""
-    h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)
     noise = torch.randn(model.K, len(x), model.z_dim, device=x.device, generator=generator)
     log_px, kl_z = all_labels(model, x, model.q_z_h(h), noise, experiment.kl_z_form)
@@ -98,8 +94,8 @@ def given_y(model: GMVAE, x: Tensor, from_h: Tensor, y: Tensor, noise: Tensor,
     return model.log_p_x(x, z), kl_z
 
 
-def concrete(model: GMVAE, x: Tensor, experiment: Experiment, generator: Generator | None = None,
-             h: Tensor | None = None, tau: Tensor | None = None) -> Terms:
+def concrete(model: GMVAE, x: Tensor, h: Tensor, experiment: Experiment, generator: Generator | None = None,
+             tau: Tensor | None = None) -> Terms:
     """Eq. 7 and 8: one relaxed sample in the place of the sum. O(1) in K.
 
     `experiment.kl_y_form` says what is meant by KL(q(y|x)||p(y)): `relaxed`, eq. 7 to the letter,
@@ -107,7 +103,6 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment, generator: Generat
     `tau` is the temperature where it is another than the experiment's, as while it falls.
     """
     tau = experiment.tau if tau is None else tau
-    h = model.encode(x) if h is None else h
     logits_y = model.logits_y(h)
     log_y = concrete_sample(logits_y, tau, generator)
     if experiment.kl_y_form == "relaxed":
@@ -118,15 +113,13 @@ def concrete(model: GMVAE, x: Tensor, experiment: Experiment, generator: Generat
     return {"log_px": log_px, "kl_z": kl_z, "kl_y": kl_y}
 
 
-def factored(model: GMVAE, x: Tensor, experiment: Experiment,
-             generator: Generator | None = None, h: Tensor | None = None) -> Terms:
+def factored(model: GMVAE, x: Tensor, h: Tensor, experiment: Experiment, generator: Generator | None = None) -> Terms:
     """Eq. 5 for a posterior q(y|x) q(z|x), whose z does not depend on y: one pass, chapter 10.
 
     The sum over labels is then a mean of KL divergences between Gaussians, O(K D) and exact: `kl_z` is
     in closed form whatever `experiment.kl_z_form` says. With the posterior `collapsed`, q(y|x) is the
     best there is for q(z|x) and the plain ELBO, and no network.
     """
-    h = model.encode(x) if h is None else h
     q_z = model.q_z_of_x(model.q_z_h(h))
     noise = torch.randn(len(x), model.z_dim, device=x.device, generator=generator)
     z, kl_z = q_z.loc + q_z.scale * noise, model.kl_z_each(q_z)
@@ -136,8 +129,8 @@ def factored(model: GMVAE, x: Tensor, experiment: Experiment,
             "kl_y": categorical_kl(log_q_y, model.log_p_y())}
 
 
-def sparse_marginal(model: GMVAE, x: Tensor, experiment: Experiment,
-                    generator: Generator | None = None, h: Tensor | None = None) -> Terms:
+def sparse_marginal(model: GMVAE, x: Tensor, h: Tensor, experiment: Experiment,
+                    generator: Generator | None = None) -> Terms:
     """Eq. 6 over the `SUPPORT` surest labels; q(y|x) is zero elsewhere (Correia et al., 2020).
 
     O(SUPPORT) at any K. No label is drawn, and nothing is cut from the sum: its value and its
@@ -145,7 +138,6 @@ def sparse_marginal(model: GMVAE, x: Tensor, experiment: Experiment,
     has more labels. A label with q = 0 gets no gradient here: it comes back only by what the layers
     under the logits learn from others.
     """
-    h = model.encode(x) if h is None else h
     log_q_y = model.log_q_y(h)
     log_q, y = log_q_y.topk(min(SUPPORT, model.K), -1)
     log_px, kl_z = one_label(model, x, h, y.T, experiment, generator)

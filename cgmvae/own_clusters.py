@@ -23,8 +23,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from cgmvae import checkpoints, gallery
 from cgmvae.agreement import RECIPE
-from cgmvae.checks import at_least, refuse, typed
+from cgmvae.checks import refuse, whole_number
 from cgmvae.data import Pixels
+from cgmvae.disk import write_text
 from cgmvae.evaluation import assign, information, perplexity, verdict
 from cgmvae.experiment import Experiment, preset
 from cgmvae.own_images import Found, keep, read_images
@@ -79,23 +80,22 @@ def cluster(folder: str | os.PathLike, out: str | os.PathLike, *, K: int = 10, s
     place, out = Path(os.path.expanduser(folder)), Path(os.path.expanduser(out))
     if place.is_dir() and place.resolve() in (out.resolve(), *out.resolve().parents):
         refuse("out", str(out), f"a folder outside {place}, to which nothing is written")
-    if not isinstance(seeds, int) or not 1 <= seeds <= 20:
-        refuse("seeds", seeds, "a whole number from 1 to 20")
-    K, epochs = _whole("K", K, 2), None if epochs is None else _whole("epochs", epochs, 1)
+    K, seeds = whole_number("K", K, 2), whole_number("seeds", seeds, 1, 20)
+    epochs = None if epochs is None else whole_number("epochs", epochs, 1)
     found = read_images(place, without=out)
     keep(found)
     experiments = [experiment_of(found, K, views, epochs, seed) for seed in range(seeds)]
     ids = [e.id for e in experiments]
     _check_out(out, ids)
     print(found, file=sys.stderr)
-    gallery.write_text(out / ABOUT, json.dumps({"ids": ids}))
+    write_text(out / ABOUT, json.dumps({"ids": ids}))
     for e in experiments:
         run(e, device=device, precision=precision, results=out / MODELS, progress_bar=progress_bar)
     q_y = [_posteriors(e, found, out / MODELS) for e in experiments]
     best = int(np.argmax([information(torch.cat([q["train"], q["test"]])) for q in q_y]))
     clusters = _clusters(experiments[best], found, q_y, best, ids)
     gallery.write(clusters, place, out, found)
-    gallery.write_text(out / ABOUT, json.dumps(clusters.about, indent=1))
+    write_text(out / ABOUT, json.dumps(clusters.about, indent=1))
     return clusters
 
 
@@ -107,12 +107,6 @@ def experiment_of(found: Found, K: int, views: str | None, epochs: int | None, s
                "batch_size": batch, "seed": seed}
     steps = preset("paper", **choices).steps_per_epoch
     return preset("paper", **choices, epochs=max(EPOCHS, math.ceil(STEPS / steps)) if epochs is None else epochs)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    value = typed(name, value, int, {"least": least})
-    at_least(name, value, least)
-    return value
 
 
 def _check_out(out: Path, ids: list[str]) -> None:

@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cgmvae.checks import nearest, refuse
+from cgmvae.checks import did_you_mean, refuse
 from cgmvae.datasets import DATASETS, OWN_NAME, DataError, Dataset, cache_folder, known
+from cgmvae.disk import DiskError, whole_file
 from cgmvae.files import digest_of, image_hashes
 from cgmvae.pictures import SIDES, Source, files, in_folder, in_npz, scaled, white
 
@@ -83,25 +84,23 @@ def find_dataset(value: str | os.PathLike) -> str:
                "puts them there")
     if "/" in value or os.sep in value or value.endswith(".npz"):
         refuse("dataset", value, "the path of a folder of images or of an .npz file that exists")
-    near = nearest(value, DATASETS)
-    hint = f" (did you mean {near!r}?)" if near else ""
-    refuse("dataset", value, f"one of {', '.join(map(repr, DATASETS))}{hint}, or the path of your own images")
+    refuse("dataset", value, f"one of {', '.join(map(repr, DATASETS))}{did_you_mean(value, DATASETS)}, or the path of "
+           "your own images")
 
 
-def register_images(path: str | os.PathLike, side: int | None = None,
-                    channels: int | None = None) -> str:
+def register_images(path: str | os.PathLike) -> str:
     """Read images, keep them in the cache folder, and return the name that they have in DATASETS.
 
     A later process knows that name without the path. One line a fact goes to stderr: how many
-    there are, and what was left out. See `read_images` for the arguments and what it raises.
+    there are, and what was left out. See `read_images` for what it raises.
     """
     place = Path(os.path.expanduser(path))
     stamps = ((f, os.lstat(f)) for f in (files(place, []) if place.is_dir() else [place]))
     state = frozenset((str(f), stamp.st_size, stamp.st_mtime_ns) for f, stamp in stamps)
-    key = (os.path.abspath(place), state, side, channels, cache_folder())
+    key = (os.path.abspath(place), state, cache_folder())
     name = _registered.get(key)
     if name is None or not known(name):
-        found = read_images(path, side, channels)
+        found = read_images(path)
         keep(found)
         print(found, file=sys.stderr)
         _registered[key] = name = found.name
@@ -112,18 +111,13 @@ def keep(found: Found) -> None:
     """Write the images to the cache folder, and add them to DATASETS. Raises DataError."""
     path = cache_folder() / f"{found.name}.npz"
     facts = np.array(json.dumps(dataclasses.asdict(found.facts)))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    size = sum(array.nbytes for array in found.arrays.values())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with whole_file(path, size) as temporary, open(temporary, "wb") as file:
             np.savez(file, facts=facts, **found.arrays)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"The data folder {path.parent} cannot be written to ({error}). Set "
+    except DiskError as error:
+        raise DataError(f"The data folder {path.parent} cannot be written to ({error.__cause__}). Set "
                         "CGMVAE_DATA to a folder that can be written to.") from error
-    finally:
-        if temporary.exists():  # after a full disk
-            temporary.unlink()
     DATASETS[found.name] = found.facts
 
 

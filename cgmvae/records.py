@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cgmvae import checkpoints, data
 from cgmvae.checks import schema_of
-from cgmvae.datasets import OWN_NAME
-from cgmvae.experiment import NEUTRAL, PRESETS, Experiment, filled_in
+from cgmvae.datasets import OWN_NAME, DataError
+from cgmvae.disk import write_text
+from cgmvae.experiment import NEUTRAL, Experiment, filled_in
+from cgmvae.presets import PRESETS
 
 Record = dict[str, Any]
 
@@ -50,7 +51,7 @@ class Paths:
                 if not os.access(path.parent, os.W_OK):
                     raise PermissionError(f"no permission to write to {path.parent}")
         except OSError as error:
-            raise data.DataError(f"results must be a folder that can be written to; it is "
+            raise DataError(f"results must be a folder that can be written to; it is "
                                  f"'{self.root}' ({error}).") from error
 
 
@@ -92,20 +93,18 @@ def write(record: Record, path: Path) -> None:
         if read(path)["experiment"] != record["experiment"]:
             raise FileExistsError(f"{path} holds the record of another run; it is left as it is.")
         return
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    with checkpoints.whole_file(path, len(text)) as temporary:
-        temporary.write_text(text)
+    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> Record:
-    """One record. Raises data.DataError, naming the file, if it is not one."""
+    """One record. Raises DataError, naming the file, if it is not one."""
     try:
         record = json.loads(path.read_text())
         if not isinstance(record, dict) or record.get("id") != path.stem:
             raise ValueError("its id is not its name")
         record["experiment"] = filled_in(record["experiment"])
     except (ValueError, KeyError, TypeError) as error:
-        raise data.DataError(f"{path} is not a record ({error}). Move it away to run it again."
+        raise DataError(f"{path} is not a record ({error}). Move it away to run it again."
                              ) from error
     return record
 

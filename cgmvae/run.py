@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cgmvae import checkpoints, data, devices, evaluation, parallel, records
+from cgmvae import checkpoints, data, devices, disk, evaluation, parallel, records
 from cgmvae.experiment import Experiment
 from cgmvae.records import Paths, Record
 from cgmvae.training import Trainer
@@ -107,7 +107,7 @@ class Begun:
         if not paths.record.exists():  # else another process was first: its record and its weights belong together
             checkpoints.save_weights(trainer.model, e, paths.weights)
             records.write(record, paths.record)
-        checkpoints.remove(paths.checkpoint)
+        disk.remove(paths.checkpoint)
         return records.read(paths.record)
 
 
@@ -119,7 +119,7 @@ def fit(trainer: Trainer, progress_bar: bool | None = None) -> None:
     """
     e, done = trainer.experiment, trainer.progress["step"]
     show = parallel.first() and (sys.stderr.isatty() if progress_bar is None else progress_bar)
-    with (tqdm(total=e.epochs * e.steps_per_epoch, initial=done, disable=not show, unit="step",
+    with (tqdm(total=e.steps, initial=done, disable=not show, unit="step",
                desc=e.id, mininterval=0.5) as bar, interrupt_between_steps() as interrupted):
         for progress in trainer.run():
             bar.update(progress["step"] - bar.n)

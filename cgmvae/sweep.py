@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cgmvae import checkpoints, costs, data, devices, evaluation, records
-from cgmvae.checks import at_least
+from cgmvae.checks import whole_number
 from cgmvae.experiment import Experiment
 from cgmvae.run import Begun, interrupt_between_steps
 from cgmvae.tables import TABLES, choices_of, runs
@@ -70,12 +70,7 @@ BAR = "{desc}: {percentage:3.0f}% of the work{postfix} runs |{bar}| {elapsed}, a
 
 def work(e: Experiment, steps: int) -> float:
     """Operations of so many training steps, as `costs` counts them."""
-    return steps * e.batch_size * costs.count(e).of(e.estimator, e.K)
-
-
-def steps_left(s: State) -> int:
-    """Steps of a run from where it is to its last epoch."""
-    return s.experiment.epochs * s.experiment.steps_per_epoch - s.step
+    return steps * e.batch_size * costs.count(e).step
 
 
 def sweep(name: str, *, out: Path, minutes: float, device: str = "auto", precision: str = "auto",
@@ -100,14 +95,13 @@ def sweep(name: str, *, out: Path, minutes: float, device: str = "auto", precisi
     Raises KeyboardInterrupt after Ctrl-C, and what `run.run` raises but NonFiniteLoss.
     """
     place = devices.find_device(device)
-    at_once = (8 if place.type == "cuda" else 1) if at_once is None else at_once
-    at_least("at_once", at_once, 1)
+    at_once = (8 if place.type == "cuda" else 1) if at_once is None else whole_number("at_once", at_once, 1)
     deadline = time.monotonic() + 60 * minutes
     todo = [s for s in states(name, [records.results_folder(), out]) if s.state != "done"]
     queue = iter(sorted(todo, key=lambda s: s.state != "unfinished"))
     active: deque[Active] = deque()
     finished = 0
-    whole = sum(work(s.experiment, steps_left(s)) for s in todo)
+    whole = sum(work(s.experiment, s.experiment.steps - s.step) for s in todo)
     with (tqdm(total=whole, desc=name, bar_format=BAR, postfix=f"0 of {len(todo)}") as bar,
           interrupt_between_steps() as interrupted):
         try:
@@ -123,7 +117,7 @@ def sweep(name: str, *, out: Path, minutes: float, device: str = "auto", precisi
                 except NonFiniteLoss as error:
                     bar.write(f"{run.experiment.id} stopped. {error}")
                     continue
-                after = run.trainer.last if ended else run.trainer.progress["step"]
+                after = run.experiment.steps if ended else run.trainer.progress["step"]
                 bar.update(work(run.experiment, after - before))
                 if not ended:
                     active.append(run)

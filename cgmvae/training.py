@@ -73,7 +73,6 @@ class Trainer:
             drawn = torch.Generator(device).manual_seed(derived_seed(e.seed, "spread"))
             spread_logits(self.model, self.splits.train.batch(slice(0, 1000), drawn))
         self.rate = torch.tensor(e.learning_rate, device=device)  # what a recorded step can change
-        self.last = e.epochs * e.steps_per_epoch
         self.optimiser = torch.optim.Adam(
             self.model.parameters(), fused=True, capturable=device.type == "cuda",
             lr=e.learning_rate if e.learning_rate_schedule == "constant" else self.rate)
@@ -105,7 +104,7 @@ class Trainer:
         x = self.splits.train.batch(rows, self.noise)
         view = None if e.views == "none" else self.splits.train.view(rows, e.views, self.noise)
         w = annealing.SCHEDULES[e.annealing](self.t, e.annealing_steps)
-        tau = None if e.tau_start is None else annealing.temperature(self.t, self.last, e.tau_start, e.tau)
+        tau = None if e.tau_start is None else annealing.temperature(self.t, e.steps, e.tau_start, e.tau)
         terms = self.estimate(x, view, self.told(), tau)
         loss = -objectives.elbo(terms, w, e.beta).mean()
         if view is not None:
@@ -115,7 +114,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if e.learning_rate_schedule != "constant":
-            factor = annealing.LEARNING_RATES[e.learning_rate_schedule](self.t, self.last)
+            factor = annealing.LEARNING_RATES[e.learning_rate_schedule](self.t, e.steps)
             self.rate.copy_(e.learning_rate * factor)
         self.optimiser.step()
         means = torch.stack([loss, *(terms[name].mean() for name in TERMS[1:])]).detach()

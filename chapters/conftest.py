@@ -7,7 +7,6 @@ written there with its outputs; tests/test_book.py gives it to the build, which 
 import os
 import tempfile
 import time
-from pathlib import Path
 from unittest.mock import patch
 
 import nbformat

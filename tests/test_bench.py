@@ -154,7 +154,7 @@ def test_time_to_quality_is_of_all_implementations_and_goes_on_after_a_stop(shor
 
 def test_without_the_images_nothing_is_trained_or_saved(tmp_path, monkeypatch):
     def missing(dataset):
-        raise quality.data.DataError(f"no file of {dataset!r}")
+        raise quality.DataError(f"no file of {dataset!r}")
     monkeypatch.setattr(quality.data, "load", missing)
     monkeypatch.setattr(quality, "train", None)
     monkeypatch.setattr(sys, "argv", ["quality.py", "--out", str(tmp_path), "--device", "cpu"])

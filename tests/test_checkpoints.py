@@ -15,9 +15,10 @@ from helpers import small, trainer
 from safetensors.torch import save_file
 
 import cgmvae
-from cgmvae import checkpoints, training
+from cgmvae import checkpoints, disk, training
 from cgmvae.__main__ import main
-from cgmvae.checkpoints import CheckpointError, DiskError, load_weights, save_weights
+from cgmvae.disk import DiskError
+from cgmvae.checkpoints import CheckpointError, load_weights, save_weights
 from cgmvae.model import GMVAE
 from cgmvae.records import Paths
 from cgmvae.run import fit
@@ -211,7 +212,7 @@ def test_what_was_written_of_a_file_is_removed(tmp_path, monkeypatch):
 
 
 def test_a_record_that_cannot_be_written(tmp_path, monkeypatch):
-    def full(path, text):
+    def full(path, text, **how):
         path.touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
@@ -255,14 +256,14 @@ def test_a_full_disk_ends_a_run_in_a_line_and_a_larger_one_goes_on(tmp_path, cap
 
 def test_a_write_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
     path, renamed = tmp_path / "run.safetensors", []
-    replace = checkpoints.os.replace
+    replace = disk.os.replace
 
     def watched(source, target):
         state, _ = checkpoints.read(source, checkpoints.RUN)
         renamed.append((source.parent, target, len(state), path.exists()))
         replace(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", watched)
+    monkeypatch.setattr(disk.os, "replace", watched)
     run = saved(small(), path)
     assert renamed == [(tmp_path, path, len(checkpoints.tensors(run)), False)]
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]

@@ -28,12 +28,12 @@ def test_the_count_is_what_torch_counts_but_for_the_sub_pixel_zeros(dataset, pad
     final = e.image_shape[1] * e.image_shape[2]
     taps2 = final / 4 * 36 - out[0] * out[1] * 25
     zeros = 2 * 3 * (taps1 * 40 * 20 + taps2 * 20 * e.image_shape[0]) * (K if estimator == "marginal" else 1)
-    assert measured == pytest.approx(c.of(estimator, K) + zeros, rel=0.001)
+    assert measured == pytest.approx(c.step + zeros, rel=0.001)
 
 
 def test_only_the_marginal_grows_with_K_by_whole_labels():
     small, large = (count(Experiment(estimator="marginal", K=K)) for K in (10, 20))
-    assert large.of("marginal", 20) - small.of("marginal", 10) == pytest.approx(
+    assert large.step - small.step == pytest.approx(
         10 * small.per_label + 10 * 2 * 3 * 256, rel=1e-6)
-    a, b = (count(Experiment(K=K)).of("concrete", K) for K in (10, 1000))
+    a, b = (count(Experiment(K=K)).step for K in (10, 1000))
     assert 1.0 < b / a < 1.2

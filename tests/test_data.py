@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchvision
 
-from cgmvae import data, files
+from cgmvae import datasets, data, files
 from cgmvae.datasets import DATASETS, known, sample_of
 from cgmvae.experiment import Experiment, ExperimentError
 
@@ -70,7 +70,7 @@ def no_network(monkeypatch):
 
 def refused(name, path, *words):
     """Loading must fail with one message that names the file and says how to mend it."""
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(datasets.DataError) as caught:
         data.load(name)
     message = str(caught.value)
     for word in (str(path), "was not used", "cut short, altered or unreadable",
@@ -113,13 +113,13 @@ def test_a_digest_that_is_not_known_is_not_checked_but_recorded(tmp_path, monkey
 
 def test_the_cache_folder_is_the_chosen_one_else_the_platforms(tmp_path, monkeypatch):
     monkeypatch.setenv("CGMVAE_DATA", str(tmp_path))
-    assert data.cache_folder() == tmp_path
+    assert datasets.cache_folder() == tmp_path
     monkeypatch.setenv("CGMVAE_DATA", "~/images")
-    assert data.cache_folder() == type(tmp_path).home() / "images"
+    assert datasets.cache_folder() == type(tmp_path).home() / "images"
     for unset in (lambda: monkeypatch.setenv("CGMVAE_DATA", ""),
                   lambda: monkeypatch.delenv("CGMVAE_DATA")):
         unset()
-        assert "cgmvae" in str(data.cache_folder())
+        assert "cgmvae" in str(datasets.cache_folder())
 
 
 def test_an_unknown_name_is_refused_before_any_work(no_network):
@@ -321,7 +321,7 @@ def test_a_full_disk_leaves_no_file(torchvision_has, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(data.DataError, match="No space left on device"):
+    with pytest.raises(datasets.DataError, match="No space left on device"):
         data.load(name)
     assert list(path.parent.iterdir()) == []
 
@@ -329,7 +329,7 @@ def test_a_full_disk_leaves_no_file(torchvision_has, monkeypatch):
 @pytest.mark.parametrize("name", FULL)
 def test_without_a_network_the_way_out_is_said(name, tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("CGMVAE_DATA", str(tmp_path))
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(datasets.DataError) as caught:
         data.load(name)
     message = str(caught.value)
     for word in (f"download of '{name}' failed", "no network", str(tmp_path / f"{name}.npz")):
@@ -346,7 +346,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_download(
     (tmp_path / "file").write_text("in the way")  # holds for root too, unlike permissions
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         monkeypatch.setenv("CGMVAE_DATA", str(folder))
-        with pytest.raises(data.DataError, match="cannot be written to.*CGMVAE_DATA") as caught:
+        with pytest.raises(datasets.DataError, match="cannot be written to.*CGMVAE_DATA") as caught:
             data.load(name)
         assert str(folder) in str(caught.value)
     assert no_network == []
@@ -397,7 +397,7 @@ def test_a_damaged_sample_says_to_reinstall(name, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SAMPLES", copy)
     data.load("cifar100-sample")
     (copy / name).write_bytes((copy / name).read_bytes()[:-40])
-    with pytest.raises(data.DataError, match="was not used.*Reinstall"):
+    with pytest.raises(datasets.DataError, match="was not used.*Reinstall"):
         data.load("cifar100-sample")
 
 

@@ -111,8 +111,8 @@ def test_a_bias_of_a_tenth_would_be_seen(monkeypatch, name, term, part):
 
 
 def test_a_baseline_that_sees_its_own_draw_is_biased(monkeypatch):
-    def own(model, x, e, generator=None, h=None):
-        terms, log_q_y, y = discrete.exact_sample(model, x, e, generator, h)
+    def own(model, x, e, generator):
+        terms, log_q_y, y = discrete.exact_sample(model, x, model.encode(x), e, generator)
         reward = terms["log_px"] - terms["kl_z"]
         return terms | {"score": discrete.score(reward - reward.mean(), log_q_y.gather(-1, y[:, None])[:, 0])}
 

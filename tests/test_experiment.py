@@ -11,17 +11,17 @@ import torch
 from helpers import BAD, BAD_PLACES, CPU, assert_says, small
 
 import cgmvae
-from cgmvae import comparison, data, devices, tables
+from cgmvae import comparison, data, datasets, devices, tables
 from cgmvae.experiment import (
     DATASETS,
     NEUTRAL,
-    PRESETS,
     Experiment,
     ExperimentError,
     filled_in,
     preset,
 )
 from cgmvae.model import GMVAE
+from cgmvae.presets import PRESETS
 
 FIELDS = [f.name for f in dataclasses.fields(Experiment)]
 
@@ -177,7 +177,7 @@ def test_but_changes_some_and_checks_again():
     assert (other.K, other.as_dict() | {"K": 7}) == (8, e.as_dict()) and e.K == 7
     with pytest.raises(ExperimentError, match="K must be"):
         e.but(K=0)
-    with pytest.raises(ExperimentError, match="'k' is not a choice .* Did you mean 'K'"):
+    with pytest.raises(ExperimentError, match="'k' is not a choice .* .did you mean 'K'"):
         e.but(k=8)
 
 
@@ -281,7 +281,7 @@ def test_a_K_too_large_is_told_how_large_it_can_be(estimator, monkeypatch):
 
 def test_results_that_cannot_be_written(no_work, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(data.DataError) as error:
+    with pytest.raises(datasets.DataError) as error:
         cgmvae.run(small(), results=tmp_path / "file" / "results")
     message = str(error.value)
     assert message.startswith("results must be a folder that can be written to; it is ")

@@ -47,7 +47,7 @@ def test_the_calculators_lines_are_the_packages_count_at_every_K(dataset, estima
     a, b = values(interactive.cost_calculator())[dataset][estimator]
     for K in (1, 7, 10, 20, 1000, 12_345):
         e = preset("paper", dataset=dataset, estimator=estimator, K=K)
-        assert a + b * K == pytest.approx(costs.count(e).of(estimator, K), rel=1e-9)
+        assert a + b * K == pytest.approx(costs.count(e).step, rel=1e-9)
 
 
 def test_the_schedules_weights_and_arrivals_are_the_packages():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import BAD, BAD_PLACES, assert_says
 
-from cgmvae import checkpoints, data, notebook, objectives, records
+from cgmvae import datasets, checkpoints, data, notebook, objectives, records
 from cgmvae.experiment import Experiment, ExperimentError, preset
 from cgmvae.notebook import check_parameters, find_preset, settings
 
@@ -46,12 +46,12 @@ def test_a_bad_preset(monkeypatch):
 def test_results_that_cannot_be_written(no_work, tmp_path):
     (tmp_path / "file").write_text("in the way")
     chosen = settings({"preset": "quick", "results": str(tmp_path / "file")})
-    with pytest.raises(data.DataError, match="results must be a folder that can be written to"):
+    with pytest.raises(datasets.DataError, match="results must be a folder that can be written to"):
         chosen.run(chosen.experiment())
 
 
 def test_a_change_that_is_no_choice():
-    with pytest.raises(ExperimentError, match="'KK' is not a choice .* Did you mean 'K'"):
+    with pytest.raises(ExperimentError, match="'KK' is not a choice .* .did you mean 'K'"):
         settings({"preset": "quick"}).experiment(KK=3)
 
 
@@ -66,7 +66,7 @@ def test_an_unknown_papermill_parameter():
     with pytest.raises(ExperimentError) as error:
         settings(history("# Parameters\nKK = 3\n", "%matplotlib inline"))
     message = str(error.value)
-    assert message.startswith("'KK' is not a parameter of this notebook. Did you mean 'K'?")
+    assert message.startswith("'KK' is not a parameter of this notebook (did you mean 'K'?)")
     assert "Its parameters are K, dataset, preset, seed." in message and "\n" not in message
 
 

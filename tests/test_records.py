@@ -13,7 +13,19 @@ import torch
 from helpers import small
 
 import cgmvae
-from cgmvae import annealing, checkpoints, data, devices, evaluation, experiment, records, training
+from cgmvae import (
+    annealing,
+    checkpoints,
+    data,
+    datasets,
+    devices,
+    disk,
+    evaluation,
+    experiment,
+    presets,
+    records,
+    training,
+)
 from cgmvae.datasets import DATASETS
 from cgmvae.experiment import Experiment
 from cgmvae.records import curves, frame, information, read, read_all, table, write
@@ -111,7 +123,7 @@ def test_what_is_registered_is_known_everywhere(record, monkeypatch):
 
 
 def test_the_schema_knows_every_scale_and_place():
-    assert SCHEMA["properties"]["preset"]["enum"] == [*experiment.PRESETS, "custom"]
+    assert SCHEMA["properties"]["preset"]["enum"] == [*presets.PRESETS, "custom"]
     environment = SCHEMA["properties"]["environment"]["properties"]
     assert set(environment["precision"]["enum"]) == set(devices.PRECISIONS) - {"auto"}
     assert set(environment["compile"]["enum"]) == set(devices.COMPILATIONS) - {"auto"}
@@ -174,13 +186,13 @@ def test_a_record_is_never_replaced_by_a_different_one(results, record):
 
 def test_a_record_is_whole_before_it_has_its_name(record, tmp_path, monkeypatch):
     seen = []
-    replace = records.os.replace
+    replace = disk.os.replace
 
     def watched(source, target):
         seen.append((json.loads(source.read_text()) == record, source.parent == target.parent))
         replace(source, target)
 
-    monkeypatch.setattr(records.os, "replace", watched)
+    monkeypatch.setattr(disk.os, "replace", watched)
     write(record, tmp_path / "runs" / f"{E.id}.json")
     assert seen == [(True, True)]
     assert read(tmp_path / "runs" / f"{E.id}.json") == record
@@ -200,7 +212,7 @@ def test_a_file_that_is_no_record(tmp_path, content, no_work):
     path.write_bytes(content.encode(errors="surrogateescape"))
     for attempt in (lambda: read(path), lambda: run(E, results=tmp_path),
                     lambda: read_all(tmp_path)):
-        with pytest.raises(data.DataError) as error:
+        with pytest.raises(datasets.DataError) as error:
             attempt()
         assert f"{path} is not a record" in str(error.value) and "\n" not in str(error.value)
     assert path.read_bytes() == content.encode(errors="surrogateescape")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cgmvae import checkpoints, data, evaluation, records
-from cgmvae.experiment import DATASETS
+from cgmvae.datasets import DATASETS
 from cgmvae.objectives import given_y
 
 RESULTS = Path(records.__file__).resolve().parents[1] / "results"

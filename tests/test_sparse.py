@@ -150,7 +150,7 @@ def over_all_labels(model, x, e):
 def test_its_value_and_gradient_are_those_of_the_sum_over_all_labels(K, size, kl_z_form, beta):
     model, e, x = model_of(K, size, kl_z_form=kl_z_form, beta=beta)
     expected = over_all_labels(model, x, e)
-    value = elbo(sparse_marginal(model, x, e, seeded()), 1.0, beta)
+    value = elbo(ESTIMATORS["sparse_marginal"](model, x, e, seeded()), 1.0, beta)
     assert value.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-9)
     ours = torch.autograd.grad(value.sum(), list(model.parameters()), retain_graph=True)
     theirs = torch.autograd.grad(expected.sum(), list(model.parameters()))
@@ -167,7 +167,7 @@ def test_a_sum_over_one_label_less_would_be_seen(monkeypatch):
     model, e, x = model_of(6, 0.05)
     expected = over_all_labels(model, x, e)
     monkeypatch.setattr("cgmvae.objectives.SUPPORT", SUPPORT - 1)
-    value = elbo(sparse_marginal(model, x, e, seeded()))
+    value = elbo(ESTIMATORS["sparse_marginal"](model, x, e, seeded()))
     assert (value - expected).abs().max() > 1
 
 
@@ -175,7 +175,7 @@ def test_a_label_outside_the_support_gets_no_gradient_of_its_own():
     """Its row of the last layer of q(y|x) stands still; the layers under it move. Two images leave some of 9 out."""
     model, e, x = model_of(9, 0.5)
     x = x[:2]
-    elbo(sparse_marginal(model, x, e, seeded())).sum().backward()
+    elbo(ESTIMATORS["sparse_marginal"](model, x, e, seeded())).sum().backward()
     inside = (model.log_q_y(model.encode(x)).exp() > 0).any(0)
     rows = model.q_y_layers[-1].weight.grad.abs().sum(1)
     assert 0 < inside.sum() < 9 and (rows[~inside] == 0).all() and (rows[inside] > 0).any()
@@ -192,7 +192,7 @@ def test_gradients_are_finite(logits):
     with torch.no_grad():
         model.q_y_layers[-1].weight.zero_()
         model.q_y_layers[-1].bias.copy_(torch.linspace(200, -200, K) if logits == "sure" else torch.zeros(K))
-    value = elbo(sparse_marginal(model, torch.rand(6, 1, 28, 28, generator=seeded()).round(), e, seeded())).sum()
+    value = elbo(ESTIMATORS["sparse_marginal"](model, torch.rand(6, 1, 28, 28, generator=seeded()).round(), e, seeded())).sum()
     value.backward()
     assert value.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -202,9 +202,9 @@ def test_the_decoder_runs_as_often_as_is_counted(monkeypatch):
     monkeypatch.setattr(GMVAE, "log_p_x", lambda self, x, z: decoded.append(z.numel() // 8) or whole(self, x, z))
     for K in (1, 3, 4, 9):
         e, before = small(estimator="sparse_marginal", K=K), sum(decoded)
-        sparse_marginal(GMVAE(e), torch.rand(6, 1, 28, 28).round(), e, seeded())
+        ESTIMATORS["sparse_marginal"](GMVAE(e), torch.rand(6, 1, 28, 28).round(), e, seeded())
         assert sum(decoded) - before == 6 * ESTIMATORS["sparse_marginal"].passes(K) == 6 * min(K, 4)
-    few, many = (costs.count(Experiment(estimator="sparse_marginal", K=K)).of("sparse_marginal", K) for K in (10, 1000))
+    few, many = (costs.count(Experiment(estimator="sparse_marginal", K=K)).step for K in (10, 1000))
     assert many < 1.1 * few
 
 
@@ -218,7 +218,7 @@ def test_the_bound_from_its_samples_is_that_of_the_sum():
         log_q, h = model.log_q_y(model.encode(x)), model.encode(many)
         draws = torch.cat([evaluation.importance_weight(model, many, model.q_z_h(h), model.log_q_y(h), seeded(s))
                            .view(50, 2) for s in range(40)])
-        sums = torch.cat([elbo(sparse_marginal(model, many, e, seeded(s))).view(50, 2) for s in range(40, 48)])
+        sums = torch.cat([elbo(ESTIMATORS["sparse_marginal"](model, many, e, seeded(s))).view(50, 2) for s in range(40, 48)])
     error = (draws.var(0) / 2000 + sums.var(0) / 400).sqrt()
     assert ((draws.mean(0) - sums.mean(0)).abs() < 4.5 * error).all()
     assert log_q.isfinite().all() and (log_q[:2] == LEAST).any(1).all()

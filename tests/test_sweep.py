@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cgmvae import checkpoints, records, sweep, tables
 from cgmvae.__main__ import main
 from cgmvae.experiment import ExperimentError
-from cgmvae.checkpoints import DiskError
+from cgmvae.disk import DiskError
 from cgmvae.run import run
 from cgmvae.training import NonFiniteLoss
 
@@ -98,7 +98,7 @@ class Stub:
 
     def __init__(self, experiment, *_):
         self.experiment, self.trainer, self.taken = experiment, self, 0
-        self.progress, self.last = {"step": 0}, 3
+        self.progress = {"step": 0}
 
     def advance(self):
         self.taken += 1
@@ -213,7 +213,7 @@ def test_the_bar_counts_the_work_that_is_left(tiny, capsys, monkeypatch):
     """From nothing to everything, also for runs that go on from a checkpoint."""
     sweep.sweep("tiny", out=tiny, minutes=0.02, at_once=2)
     states = sweep.states("tiny", [tiny])
-    left = sum(sweep.work(s.experiment, sweep.steps_left(s)) for s in states if s.state != "done")
+    left = sum(sweep.work(s.experiment, s.experiment.steps - s.step) for s in states if s.state != "done")
     assert 0 < left <= sum(sweep.work(e, 4 * e.steps_per_epoch) for e in tables.runs("tiny"))
     monkeypatch.setattr(sweep, "tqdm", partial(tqdm, disable=False))
     sweep.sweep("tiny", out=tiny, minutes=5)

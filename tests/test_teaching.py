@@ -18,7 +18,7 @@ from jupyter_cache.base import CacheBundleIn
 from reading import raw
 
 from cgmvae import notebook as notebook_helper, records
-from cgmvae.experiment import PRESETS
+from cgmvae.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))

@@ -44,8 +44,16 @@ def defined(source: str) -> set[str]:
 
 def needed(source: str) -> set[str]:
     """What a cell takes from those before it: what it reads and does not set itself."""
-    arguments = {node.arg for node in ast.walk(ast.parse(source)) if isinstance(node, ast.arg)}
-    return names(source, ast.Load) - names(source, ast.Store) - arguments
+    found, own = set(), set()
+    for node in ast.parse(source).body:
+        text = ast.unparse(node)
+        inner = names(text, ast.Store) | {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):  # what it sets it may read before
+            inner -= defined(text)
+        changed = defined(text) if isinstance(node, ast.AugAssign) else set()
+        found |= (names(text, ast.Load) | changed) - inner - own
+        own |= defined(text)
+    return found
 
 
 def before(sources: list[str], wanted: set[str]) -> list[str]:
@@ -69,11 +77,12 @@ def recorded(sources: list[str]) -> list[str]:
     if READS.search(imports):
         read |= defined(imports)
     for i, source in enumerate(others):
+        of_run, of_records = needed(source) & run, READS.search(source) or needed(source) & read
         run -= defined(source)
         read -= defined(source)
-        if needed(source) & run:
+        if of_run:
             run |= defined(source)
-        elif READS.search(source) or needed(source) & read:
+        elif of_records:
             read |= defined(source)
             if "glue(" in source:
                 found |= {source, *before(others[:i], needed(source))}

@@ -1,6 +1,7 @@
 """What a teacher gets: student copies whose checks tell, the assignment, the slides, the times."""
 
 import ast
+import base64
 import builtins
 import functools
 import math
@@ -24,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import as_text  # noqa: E402
 import from_records  # noqa: E402
-import projected  # noqa: E402
 import slides  # noqa: E402
 import student  # noqa: E402
 import times  # noqa: E402
+import written  # noqa: E402
 from from_records import defined, needed  # noqa: E402
 
 CHAPTERS = {path.stem: path for path in student.CHAPTERS}
@@ -182,6 +183,20 @@ def test_a_chapter_for_download_reads_as_a_text(name):
     assert text.count("#### Solution of exercise ") == len(kinds) - kinds.count("exercise") - kinds.count("solution-end")
 
 
+@pytest.mark.parametrize(("text", "shown"), [("{ref}`ex-gm-label` asks", "Exercise 1"), ("So. {ref}`ex-gm-label` asks", "Exercise"),
+                                             ("- {ref}`ex-gm-label`", "Exercise"), ("In {ref}`ex-gm-label`", "exercise"),
+                                             ("as {eq}`eq-6`, {ref}`ex-gm-label`", "exercise")])
+def test_an_exercise_at_the_start_of_a_sentence_has_a_capital(text, shown):
+    assert shown in student.REFERENCES.plain(text)
+
+
+def test_a_check_is_folded_below_the_cell_for_the_answer():
+    for before, cell in zip(copy_of("02_relaxation").cells, copy_of("02_relaxation").cells[1:]):
+        if "check" in cell.metadata.get("tags", []):
+            assert "stub" in before.metadata.tags and "source_hidden" not in before.metadata.get("jupyter", {})
+            assert cell.metadata.jupyter.source_hidden and "hide-input" in cell.metadata.tags
+
+
 @pytest.mark.parametrize("text", ["{glue:text}`ch01_a:.1f`", "see {ref}`fig-a`", ":::{admonition} A\n:::",
                                   "[a](nowhere.ipynb)", "(a-target)=\n# A", "by eq-cost"])
 def test_what_only_the_build_understands_is_found(text):
@@ -323,6 +338,13 @@ def test_assignment_passes_with_the_solutions():
     assert verdicts == {"closed": "in use", "relaxed": "collapsed"}, "what the last question is about"
 
 
+def test_the_last_question_needs_no_other_answer():
+    """Its text shows the finished figure."""
+    cell = next(cell for cell in ASSIGNMENT.cells if cell.id == "text-written")
+    name = re.search(r"\(attachment:([\w.]+)\)", cell.source)[1]
+    assert base64.b64decode(cell.attachments[name]["image/png"]).startswith(b"\x89PNG")
+
+
 def test_every_graded_cell_fails_without_the_solutions():
     def release(_, source):
         return BETWEEN.sub(r"\1# YOUR CODE HERE\n\1raise NotImplementedError()", source)
@@ -366,6 +388,22 @@ MISTAKES = [
     ("two-readings", "logits - tau * log_y", "logits - log_y"),
     ("information", "torch.xlogy(q_y, mean)", "torch.xlogy(q_y, torch.full_like(mean, 1 / len(mean)))"),
     ("information", "torch.xlogy(q_y, q_y)", "q_y * q_y.log()"),
+    ("information", "0.05 * math", "0.01 * math"),
+    ("information", "0.05 * math", "0.06 * math"),
+    ("information", "math.log(q_y.shape[-1])", "math.log(10)"),
+    ("information", "math.log(q_y.shape[-1])", "math.log2(q_y.shape[-1])"),
+    # Library calls in the place of formulas.
+    ("gumbel-max", "(logits + gumbel(logits, generator)).argmax(-1)",
+     "torch.multinomial(logits.softmax(-1).flatten(0, -2), 1, generator=generator).view(logits.shape[:-1])"),
+    ("gumbel-max", "(logits + gumbel(logits, generator)).argmax(-1)",
+     "torch.distributions.Categorical(logits=logits).sample()"),
+    ("concrete-log-density", "math.lgamma(K) +",
+     "ExpRelaxedCategorical(torch.tensor(tau, dtype=logits.dtype), logits=logits).log_prob(log_y) + 0 *"),
+    ("two-readings", "(log_q.exp() * (log_q + math.log(logits.shape[-1]))).sum(-1)",
+     "torch.distributions.kl_divergence(*map(torch.distributions.Categorical, (logits.softmax(-1), "
+     "torch.ones_like(logits))))"),
+    ("two-readings", "a.sum(-1) - a.shape[-1] * a.logsumexp(-1)",
+     "ExpRelaxedCategorical(torch.tensor(tau, dtype=logits.dtype), logits=logits).log_prob(log_y)"),
 ]
 
 
@@ -380,36 +418,12 @@ def test_a_usual_mistake_is_caught(answer, right, wrong):
     assert failed(mistaken, (own,)) == {own}
 
 
-# The slides. Executing five chapters is for `make slides`; here the chapters are as they are written.
-
-class Written(projected.Chapter):
-    """A chapter that was not executed: its equations are real, the rest stands for an output."""
-
-    def __init__(self, path):
-        self.notebook = nbformat.read(path, as_version=4)
-        self.sources = "\n".join(cell.source for cell in code_cells(self.notebook))
-
-    def figure(self, name):
-        for cell in code_cells(self.notebook):
-            if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
-                return b"png", cell.metadata.mystnb.image.alt
-        return None
-
-    def moving(self, function):
-        return "<b>moves</b>" if f"HTML(interactive.{function}(" in self.sources else None
-
-    def number(self, name):
-        # Some names are put together: glue(f"ch05_ratio_{name}", ratio).
-        glued = re.findall(r'glue\(f?"(\w+?)(?:\{\w+\})?"', self.sources)
-        return 1.0 if any(name.startswith(g) for g in glued) else None
-
+# The slides. Executing the chapters is for `make slides`; here they are as they are written.
 
 @pytest.fixture(scope="module")
 def deck(tmp_path_factory):
     target = tmp_path_factory.mktemp("deck") / "slides"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slides, "Chapter", Written)
-        assert slides.build(target) == {"lecture": 90, "estimators": 45}, "the notes' minutes make up the lecture"
+    assert written.build(target) == {"lecture": 90, "estimators": 45}, "the notes' minutes make up the lecture"
     return target
 
 
@@ -441,7 +455,7 @@ def test_every_slide_has_a_note_an_image_its_alt_text_and_math_its_marks(deck, n
 
 
 def test_a_slide_that_asks_for_what_is_not_there(deck, tmp_path):
-    here = slides.Deck("lecture", [Written(path) for path in student.CHAPTERS], tmp_path)
+    here = slides.Deck("lecture", [written.Written(path) for path in student.CHAPTERS], tmp_path)
     with pytest.raises(SystemExit, match="asks for the figure 'fig-none'"):
         here.figure("fig-none")
     with pytest.raises(ValueError, match="'3 min'"):
@@ -467,6 +481,14 @@ def test_the_plan_of_a_lecture_is_that_of_its_slides(name, plan, length):
         assert int(end) - int(start) == sum(notes[int(first) - 1:last]), f"slides {first} to {last}"
         minute, slide = int(end), last + 1
     assert (minute, slide) == (length, len(notes) + 1)
+
+
+def test_the_minutes_to_read_are_those_of_the_chapters():
+    text = (ROOT / "chapters" / "teaching.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| \{doc\}`\d+ <(\w+)>` \| .* \| (\d+) \|$", text)
+    said = {name: re.search(r"\*\*Time:\*\* (\d+) minutes", nbformat.read(path, as_version=4).cells[0].source)[1]
+            for name, path in CHAPTERS.items()}
+    assert dict(rows) == said
 
 
 @pytest.mark.parametrize("heading", ["### Class 1", "### Class 2", "### Lab", "### Class 3", "## Plan 3"])

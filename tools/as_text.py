@@ -26,6 +26,8 @@ EXERCISE = re.compile(r"^:::\{exercise\}\n:label: ([\w-]+)$", re.M)
 MATH = re.compile(r"\$\$.*?\$\$|\$[^$]*\$", re.S)
 ROLE = re.compile(r"\{([\w:]+)\}`([^`<]+?)(?:\s*<([^`]*)>)?`")
 GLUED = re.compile(r"\{glue:text\}`(((?:ch\d\d_)?(\w+))(?::([^`]*))?)`")
+# What stands before the first word of a sentence: nothing, an empty line, the end of another, the mark of a list.
+STARTS = re.compile(r"(?:\A|\n\n|[.?!][)*_]*\s|^(?:[-*>]|\d+\.) )\s*\Z", re.M)
 # A directive of sphinx-exercise. A solution is one directive, or lies between a start and an end.
 MARK = re.compile(r"^:::\{(exercise|solution|solution-start|solution-end)\} ?(\S*)\n(.*?)^:::$",
                   re.M | re.S)
@@ -92,6 +94,8 @@ class References:
             number = self.shown.get(target or words)
             if number and target and "exercise" in words.lower():  # "an exercise of chapter 1 (1.3)"
                 number = number.removeprefix("exercise ")
+            elif number and not target and STARTS.search(found.string[:found.start()]):
+                number = number[0].upper() + number[1:]  # "Exercise 7.1 computes ..."
             return words if number is None else f"{words} ({number})" if target else number
         return f"`{words}`" if ":" in role else words
 

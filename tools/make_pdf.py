@@ -80,7 +80,7 @@ FIT = """() => document.querySelectorAll("article table").forEach((table) => {
 
 def pages() -> list[tuple[str | None, str]]:
     """Every page as (the part that begins with it, its name), in the order of the book."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     found: list[tuple[str | None, str]] = [(None, toc["root"])]
     for part in toc["parts"]:
         names = [page["file"] for page in part["chapters"]]
@@ -101,7 +101,7 @@ def contents(taken: dict[str, dict], parts: dict[str, str | None], numbers: list
 
 def document(taken: dict[str, dict], parts: dict[str, str | None], numbers: list[int]) -> str:
     """The whole book as one HTML page."""
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     sheets = dict.fromkeys(sheet for page in taken.values() for sheet in page["sheets"])
     links = "\n".join(f'<link rel="stylesheet" href="{sheet}">' for sheet in sheets)
     rules = "\n".join(page["rules"] for page in taken.values())
@@ -122,7 +122,7 @@ trained in a time that hardly grows with the number of clusters</p>
 def print_pdf(page: Page, html: str) -> PdfWriter:
     """Chromium's PDF of a document, with its headings as bookmarks."""
     source = BOOK.parent / "pdf.html"
-    source.write_text(html)
+    source.write_text(html, encoding="utf-8")
     page.goto(source.as_uri())
     page.evaluate("document.fonts.ready")
     page.emulate_media(media="print")

@@ -152,7 +152,8 @@ def _page(lecture: str, page: str, chapters: list[Chapter], target: Path) -> int
         slides.append(f'<section>\n{render(slide)}<aside class="notes">{render(note)}</aside>\n</section>')
     title = text.splitlines()[0].removeprefix("# ")
     script = next(path.name for path in sorted(MATHJAX.glob("tex-*.js")))
-    (target / page).write_text(PAGE.format(title=title, slides="\n".join(slides), mathjax=script))
+    (target / page).write_text(PAGE.format(title=title, slides="\n".join(slides), mathjax=script),
+                               encoding="utf-8")
     return sum(minutes(note) for _, note in sections(text))
 
 

@@ -25,7 +25,7 @@ from from_records import values
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9]*.ipynb"))
-EXERCISES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text())
+EXERCISES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text(encoding="utf-8"))
 
 REFERENCES = References(CHAPTERS, ROOT / "references.bib")
 
@@ -60,18 +60,20 @@ def check(label: str) -> str:
 
 def answer(label: str) -> list[NotebookNode]:
     """The cells in the place of a solution: one for words, and where it computes two for code."""
-    cells = [new_markdown_cell("*Your prediction, derivation or answer in words:*")]
-    if label in EXERCISES:
-        cells += [new_code_cell(stub(label), metadata={"tags": ["stub", label]}),
-                  new_code_cell(check(label), metadata={"tags": ["check", label]})]
-    return cells
+    if label not in EXERCISES:
+        return [new_markdown_cell("*Your prediction, derivation or answer in words:*")]
+    folded = {"tags": ["check", label, "hide-input"], "jupyter": {"source_hidden": True}}
+    return [new_markdown_cell("*Your prediction, derivation or answer in words. Your code goes into the next cell. A folded "
+                              "check follows it: run it as it is. Unfolded, it can give the answer away.*"),
+            new_code_cell(stub(label), metadata={"tags": ["stub", label]}),
+            new_code_cell(check(label), metadata=folded)]
 
 
 def student_copy(notebook: NotebookNode, number: int, known: dict[str, Any]) -> NotebookNode:
     """Chapter `number` as a student gets it. `known`: what records say, by the name that it is glued to."""
     cells = [new_markdown_cell(
         f"*Chapter {number}, the student's copy. Run it from the top; the exercises are at the "
-        "end. The check below an exercise fails until your answer is there. A name like ⟨this⟩ in the "
+        "end. The folded check below an exercise fails until your answer is there. A name like ⟨this⟩ in the "
         "text is a number of your own run: the cell above the text prints it.*")]
     inside, exercises = False, 0
     for cell in notebook.cells:

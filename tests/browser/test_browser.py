@@ -7,8 +7,10 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+import written
 from bs4 import BeautifulSoup
 from PIL import Image
+from written import slides
 
 from .conftest import BOOK, PAGES, ROOT, file_of, sent, settle, weights
 
@@ -206,3 +208,26 @@ def test_axe_finds_nothing_serious(served, scheme):
     assert [f"{violation['id']}: {node['html'][:150]}: {node.get('failureSummary', '')[:300]}"
             for violation in report["violations"] if violation["impact"] in ("serious", "critical")
             for node in violation["nodes"]] == []
+
+
+@pytest.mark.parametrize("lecture", slides.LECTURES)
+def test_no_slide_is_wider_than_itself(chromium, lecture, tmp_path_factory):
+    """The slides with their real formulas and without figures: nothing ends right of the 1280 pixels."""
+    folder = tmp_path_factory.mktemp("slides") / "slides"
+    written.build(folder)
+    page = chromium.new_page(viewport={"width": 1280, "height": 720})
+    page.goto((folder / slides.LECTURES[lecture][0]).as_uri())
+    settle(page)
+    wide = page.evaluate("""() => {
+        const wide = [];
+        Reveal.getSlides().forEach((slide, i) => {
+            Reveal.slide(i);
+            slide.querySelectorAll(":not(aside, aside *, img, mjx-assistive-mml, mjx-assistive-mml *)").forEach((e) => {
+                const right = e.getBoundingClientRect().right;
+                if (right > 1280) wide.push([i + 1, Math.round(right), e.outerHTML.slice(0, 80)]);
+            });
+        });
+        return wide;
+    }""")
+    page.close()
+    assert wide == []

@@ -183,9 +183,9 @@ def test_a_chapter_for_download_reads_as_a_text(name):
     assert text.count("#### Solution of exercise ") == len(kinds) - kinds.count("exercise") - kinds.count("solution-end")
 
 
-@pytest.mark.parametrize(("text", "shown"), [("{ref}`ex-gm-label` asks", "Exercise 1"), ("So. {ref}`ex-gm-label` asks", "Exercise"),
-                                             ("- {ref}`ex-gm-label`", "Exercise"), ("In {ref}`ex-gm-label`", "exercise"),
-                                             ("as {eq}`eq-6`, {ref}`ex-gm-label`", "exercise")])
+@pytest.mark.parametrize(("text", "shown"), [
+    ("{ref}`ex-gm-label` asks", "Exercise 1"), ("So. {ref}`ex-gm-label` asks", "Exercise"), ("- {ref}`ex-gm-label`", "Exercise"),
+    ("In {ref}`ex-gm-label`", "exercise"), ("as {eq}`eq-6`, {ref}`ex-gm-label`", "exercise")])
 def test_an_exercise_at_the_start_of_a_sentence_has_a_capital(text, shown):
     assert shown in student.REFERENCES.plain(text)
 

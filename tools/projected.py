@@ -14,24 +14,31 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "_build" / ".projected"
 # 14 points on a figure 9 inches wide are about 26 of the 720 lines of a slide. Chapters that ask for
-# smaller letters in a legend or a title, which are right on a page, are not heard. The labels between
-# the powers of ten stay as small as on a page: at 14 points they would lie on each other.
-STYLE = """import matplotlib.pyplot as plt
+# smaller letters in a legend or a title, which are right on a page, are not heard; such a title gets a
+# second line. The labels between the powers of ten are small: larger ones would lie on each other.
+STYLE = """import textwrap
+
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 plt.rcParams.update({"figure.dpi": 200, "savefig.dpi": 200, "font.size": 14, "axes.titlesize": 14,
                      "legend.fontsize": 12, "lines.linewidth": 2.4})
 
-def large(own):
-    return lambda axis, *given, fontsize=None, **choices: own(axis, *given, **choices)
+def large_legend(own):
+    return lambda axis, *places, fontsize=None, **choices: own(axis, *places, **choices)
+
+def large_title(own):
+    def title(axis, text, *given, fontsize=None, **choices):
+        return own(axis, textwrap.fill(text, 20) if fontsize else text, *given, **choices)
+    return title
 
 def small_minor(own, side):
     def scale(axis, *given, **choices):
         own(axis, *given, **choices)
-        axis.tick_params(axis=side, which="minor", labelsize=9)
+        axis.tick_params(axis=side, which="minor", labelsize=7)
     return scale
 
-Axes.legend, Axes.set_title = large(Axes.legend), large(Axes.set_title)
+Axes.legend, Axes.set_title = large_legend(Axes.legend), large_title(Axes.set_title)
 Axes.set_xscale, Axes.set_yscale = small_minor(Axes.set_xscale, "x"), small_minor(Axes.set_yscale, "y")"""
 
 

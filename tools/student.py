@@ -63,8 +63,8 @@ def answer(label: str) -> list[NotebookNode]:
     if label not in EXERCISES:
         return [new_markdown_cell("*Your prediction, derivation or answer in words:*")]
     folded = {"tags": ["check", label, "hide-input"], "jupyter": {"source_hidden": True}}
-    return [new_markdown_cell("*Your prediction, derivation or answer in words. Your code goes into the next cell. A folded "
-                              "check follows it: run it as it is. Unfolded, it can give the answer away.*"),
+    return [new_markdown_cell("*Your prediction, derivation or answer in words. Your code goes into the next cell. "
+                              "A folded check follows it: run it as it is. Unfolded, it can give the answer away.*"),
             new_code_cell(stub(label), metadata={"tags": ["stub", label]}),
             new_code_cell(check(label), metadata=folded)]
 

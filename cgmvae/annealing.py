@@ -38,8 +38,8 @@ SCHEDULES = {"ramp": ramp, "printed": printed, "linear": linear, "none": none}
 
 
 def temperature(t: Tensor, steps: int, start: float, end: float) -> Tensor:
-    """The temperature of a relaxed label at step t: `start` at 0, `end` after all `steps`, the same factor each step between
-    (Jang et al., 2017, let it fall exponentially too)."""
+    """The temperature of a relaxed label at step t: `start` at 0, `end` after all `steps`, the same factor each step
+    between (Jang et al., 2017, let it fall exponentially too)."""
     return start * (end / start) ** (t / steps).clamp(max=1)
 
 

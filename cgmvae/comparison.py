@@ -169,9 +169,14 @@ def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Reco
                                              r["experiment"]["seed"] == best["experiment"]["seed"]))
 
 
+def away(found: dict[tuple[str, str], Cell], dataset: str, row: str) -> float:
+    """How far the mean of a cell that has runs lies from the paper's, in the paper's standard deviations."""
+    paper = PAPER[dataset, PAPERS_ROW[row]]
+    return (found[dataset, row].log_px.mean() - paper.log_px) / paper.log_px_sd
+
+
 def table(found: dict[tuple[str, str], Cell]) -> pd.DataFrame:
-    """Table 1, ours and the paper's: one row a cell that has runs. `away` is the distance of our mean
-    from the paper's in the paper's standard deviations, above it if positive."""
+    """Table 1, ours and the paper's: one row a cell that has runs, and how far `away` it is."""
     rows = []
     for (dataset, row), cell in found.items():
         if not cell.n:
@@ -180,7 +185,7 @@ def table(found: dict[tuple[str, str], Cell]) -> pd.DataFrame:
         rows.append({
             "data set": dataset, "row": row, "n": cell.n, "ours (nats)": spread(cell.log_px),
             "paper (nats)": f"{paper.log_px:.2f}{PLUS_MINUS}{paper.log_px_sd:.2f}",
-            "away (sd)": f"{(cell.log_px.mean() - paper.log_px) / paper.log_px_sd:+.1f}",
+            "away (sd)": f"{away(found, dataset, row):+.1f}",
             "I(x;y) (nats)": spread(cell.information), "ACC": spread(cell.metric("test_acc")),
             "ELBO (nats)": spread(cell.metric("test_elbo"))})
     return pd.DataFrame(rows, columns=None if rows else ["data set", "row", "n"]).set_index(["data set", "row"])

@@ -245,6 +245,6 @@ def preset(name: str, **choices: Any) -> Experiment:
 def known_fields(choices: dict[str, Any]) -> None:
     """Raise ExperimentError for a name that is not a field of Experiment."""
     fields = [f.name for f in dataclasses.fields(Experiment)]
-    for name in (name for name in choices if name not in fields):
-        raise ExperimentError(f"{name!r} is not a choice of an experiment{did_you_mean(name, fields)}. "
+    if unknown := [name for name in choices if name not in fields]:
+        raise ExperimentError(f"{unknown[0]!r} is not a choice of an experiment{did_you_mean(unknown[0], fields)}. "
                               f"The choices are {', '.join(fields)}.")

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from cgmvae.comparison import PAPER, PAPERS_ROW, Cell, label_of
-from cgmvae.estimators import ESTIMATORS
 from cgmvae.datasets import DATASETS
+from cgmvae.estimators import ESTIMATORS
 from cgmvae.model import GMVAE
 from cgmvae.records import Record, curves, information
 

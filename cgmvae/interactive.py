@@ -180,8 +180,7 @@ def bias_and_noise(moving: dict[float, dict[str, tuple[float, float]]], still: d
                     for n in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= math.log(n) <= high)
     start = min(range(len(taus)), key=lambda i: abs(taus[i] - 0.3))
     controls = f"""<label>Temperature τ = <output>{taus[start]}</output><br>
-<input type="range" min="0" max="{len(taus) - 1}" value="{start}" step="1" aria-label="temperature"
- aria-valuetext="{taus[start]}"></label>"""
+<input type="range" min="0" max="{len(taus) - 1}" value="{start}" step="1" aria-label="temperature"></label>"""
     body = f"""<p style="margin:.8em 0 0">↑ bias (multiples of the exact gradient)</p>
 <svg viewBox="-36 -10 448 240" width="100%" style="max-width:520px;display:block" role="img"
  aria-label="Bias against standard deviation of each estimator, at the temperature of the slider">

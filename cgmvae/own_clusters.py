@@ -117,7 +117,7 @@ def _check_out(out: Path, ids: list[str]) -> None:
     except OSError as error:
         refuse("out", str(out), f"a folder that can be looked into ({error.strerror})")
     try:
-        theirs = json.loads((out / ABOUT).read_text())["ids"]
+        theirs = json.loads((out / ABOUT).read_text(encoding="utf-8"))["ids"]
         goes_on = theirs == ids[:len(theirs)]
     except (OSError, ValueError, KeyError, TypeError):
         refuse("out", str(out), "a new or empty folder, or that of an earlier call")

@@ -52,7 +52,7 @@ class Paths:
                     raise PermissionError(f"no permission to write to {path.parent}")
         except OSError as error:
             raise DataError(f"results must be a folder that can be written to; it is "
-                                 f"'{self.root}' ({error}).") from error
+                            f"'{self.root}' ({error}).") from error
 
 
 def schema() -> dict[str, Any]:
@@ -61,7 +61,7 @@ def schema() -> dict[str, Any]:
     The file holds what does not depend on a registry. A field that came after the first records may
     be absent, and has its neutral value then.
     """
-    whole = json.loads(Path(__file__).with_name("record.schema.json").read_text())
+    whole = json.loads(Path(__file__).with_name("record.schema.json").read_text(encoding="utf-8"))
     kinds = typing.get_type_hints(Experiment)
     fields = dataclasses.fields(Experiment)
     whole["properties"] |= {
@@ -99,13 +99,12 @@ def write(record: Record, path: Path) -> None:
 def read(path: Path) -> Record:
     """One record. Raises DataError, naming the file, if it is not one."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or record.get("id") != path.stem:
             raise ValueError("its id is not its name")
         record["experiment"] = filled_in(record["experiment"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a record ({error}). Move it away to run it again."
-                             ) from error
+        raise DataError(f"{path} is not a record ({error}). Move it away to run it again.") from error
     return record
 
 

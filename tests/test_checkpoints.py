@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 import cgmvae
 from cgmvae import checkpoints, disk, training
 from cgmvae.__main__ import main
-from cgmvae.disk import DiskError
 from cgmvae.checkpoints import CheckpointError, load_weights, save_weights
+from cgmvae.disk import DiskError
 from cgmvae.model import GMVAE
 from cgmvae.records import Paths
 from cgmvae.run import fit

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchvision
 
-from cgmvae import datasets, data, files
+from cgmvae import data, datasets, files
 from cgmvae.datasets import DATASETS, known, sample_of
 from cgmvae.experiment import Experiment, ExperimentError
 

@@ -79,7 +79,7 @@ def test_points_move_by_temperature_from_left_to_right_and_up():
     cold, warm = v["frames"]
     assert cold[0] == [400, 200] and cold[1] == warm[1] == [200, pytest.approx(200 - 200 * 0.5 / 2.1, abs=0.1)]
     assert warm[0] == [0, pytest.approx(200 - 200 / 1.05, abs=0.1)]
-    assert 'translate(0.0 200.0)' in page and 'aria-valuetext="0.1"' in page
+    assert 'translate(0.0 200.0)' in page
 
 
 def test_each_estimator_has_its_own_mark_in_the_plot_and_beside_its_name():

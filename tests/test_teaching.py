@@ -30,6 +30,7 @@ import student  # noqa: E402
 import times  # noqa: E402
 import written  # noqa: E402
 from from_records import defined, needed  # noqa: E402
+from written import code_cells  # noqa: E402
 
 CHAPTERS = {path.stem: path for path in student.CHAPTERS}
 copy_of = functools.cache(lambda name: student.copy_of(CHAPTERS[name]))  # not while tests are collected
@@ -40,11 +41,6 @@ SHRUNK = {"02_relaxation": "images, draws = 4, 64", "04_cifar": "estimator = 'co
 TINY = {**PRESETS["quick"], "epochs": 1, "train_limit": 400, "iw_samples": 2}
 # Answers beside the chapter's own. Each runs after it, and is code that replaces some of its names.
 ANSWERED = tomllib.loads(Path(__file__).with_name("answers.toml").read_text())
-
-
-def code_cells(notebook, tag=None):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"
-            and (tag is None or tag in cell.metadata.get("tags", []))]
 
 
 def chapters_own(copy) -> list[str]:
@@ -191,10 +187,12 @@ def test_an_exercise_at_the_start_of_a_sentence_has_a_capital(text, shown):
 
 
 def test_a_check_is_folded_below_the_cell_for_the_answer():
-    for before, cell in zip(copy_of("02_relaxation").cells, copy_of("02_relaxation").cells[1:]):
-        if "check" in cell.metadata.get("tags", []):
-            assert "stub" in before.metadata.tags and "source_hidden" not in before.metadata.get("jupyter", {})
-            assert cell.metadata.jupyter.source_hidden and "hide-input" in cell.metadata.tags
+    cells = copy_of("02_relaxation").cells
+    checks = [i for i, cell in enumerate(cells) if "check" in cell.metadata.get("tags", [])]
+    assert checks
+    for before, cell in ((cells[i - 1], cells[i]) for i in checks):
+        assert "stub" in before.metadata.tags and "source_hidden" not in before.metadata.get("jupyter", {})
+        assert cell.metadata.jupyter.source_hidden and "hide-input" in cell.metadata.tags
 
 
 @pytest.mark.parametrize("text", ["{glue:text}`ch01_a:.1f`", "see {ref}`fig-a`", ":::{admonition} A\n:::",

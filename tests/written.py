@@ -12,8 +12,9 @@ import projected  # noqa: E402
 import slides  # noqa: E402
 
 
-def code_cells(notebook) -> list:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+def code_cells(notebook, tag=None):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"
+            and (tag is None or tag in cell.metadata.get("tags", []))]
 
 
 class Written(projected.Chapter):

@@ -10,7 +10,6 @@ import pytest
 import written
 from bs4 import BeautifulSoup
 from PIL import Image
-from written import slides
 
 from .conftest import BOOK, PAGES, ROOT, file_of, sent, settle, weights
 
@@ -210,13 +209,13 @@ def test_axe_finds_nothing_serious(served, scheme):
             for node in violation["nodes"]] == []
 
 
-@pytest.mark.parametrize("lecture", slides.LECTURES)
+@pytest.mark.parametrize("lecture", written.slides.LECTURES)
 def test_no_slide_is_wider_than_itself(chromium, lecture, tmp_path_factory):
     """The slides with their real formulas and without figures: nothing ends right of the 1280 pixels."""
     folder = tmp_path_factory.mktemp("slides") / "slides"
     written.build(folder)
     page = chromium.new_page(viewport={"width": 1280, "height": 720})
-    page.goto((folder / slides.LECTURES[lecture][0]).as_uri())
+    page.goto((folder / written.slides.LECTURES[lecture][0]).as_uri())
     settle(page)
     wide = page.evaluate("""() => {
         const wide = [];

@@ -34,7 +34,7 @@ PAPER = {("mnist", "marginal"): Printed(-46.61, 0.79, 15.73, 4.16),
 
 READINGS = {"literal": {"annealing": "ramp", "kl_y_form": "relaxed"},
             "closed": {"annealing": "none", "kl_y_form": "categorical"}}
-"""Of the Concrete GMVAE: eq. 8 to the letter, and KL(q(y|x)||p(y)) in closed form at weight 1."""
+"""Of the Concrete GMVAE: eq. 8, its weight rising as the text says; and KL(q(y|x)||p(y)) in closed form at weight 1."""
 
 ROWS = {"marginal": {"estimator": "marginal"},
         "literal": {"estimator": "concrete", **READINGS["literal"]},
@@ -140,14 +140,14 @@ def run_of(record: Record) -> str:
 def label_of(record: Record) -> str:
     """How the figures name one run: how KL(q(y|x)||p(y)) was read, and `run_of`."""
     e = record["experiment"]
-    names = {"literal": "eq. 8 to the letter", "closed": "closed form, weight 1"}
+    names = {"literal": "eq. 8, rising weight", "closed": "closed form, weight 1"}
     reading = next((names[name] for name, own in READINGS.items() if own.items() <= e.items()),
                    f"{e['kl_y_form']}, {e['annealing']}")
     return f"{reading} ({run_of(record)})"
 
 
 def label_pair(known: list[Record], dataset: str, published: Path) -> tuple[Record, Record] | None:
-    """The Concrete run of a loss of eq. 8 whose label knows most, and one of eq. 8 to the letter; None without.
+    """The Concrete run of a loss of eq. 8 whose label knows most, and one of the literal reading; None without.
 
     Args:
         known: records. dataset: `mnist` or `cifar100`; the runs with its K of Table 1 are compared.

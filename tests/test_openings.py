@@ -52,7 +52,7 @@ def test_the_picture_names_both_runs_and_has_a_tile_for_each_image(curve):
     q_y = torch.eye(10)[[2, 2, 5]] * 0.9
     figure = figures.what_labels_know(runs, torch.rand(3, 3, 8, 6), q_y)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names[:2] == ["closed form, weight 1 (half, seed 0)", "eq. 8 to the letter (half, seed 3)"]
+    assert names[:2] == ["closed form, weight 1 (half, seed 0)", "eq. 8, rising weight (half, seed 3)"]
     heights = [line.get_ydata()[-1] for line in figure.axes[0].lines[:2]]
     assert heights == [1.9, 0.0]
     tiles, = figure.axes[1].images

@@ -28,6 +28,8 @@ from torch.utils.benchmark import Timer
 
 from cgmvae import benchmark_figures, data, devices, figures, records, training
 from cgmvae.costs import count
+from cgmvae.datasets import DATASETS
+from cgmvae.disk import write_text
 from cgmvae.experiment import Experiment, preset
 from cgmvae.run import machine
 
@@ -182,7 +184,7 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Bench:
@@ -387,9 +389,8 @@ def path_of(out: dict, folder: Path, kind: str = "") -> Path:
 
 def save(out: dict, path: Path, done: bool = False) -> None:
     """Write what there is so far beside `path`, as .part; when all is done, as `path`: chapter 5 reads whole ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(out, indent=1) + "\n")
+    write_text(part, json.dumps(out, indent=1) + "\n")
     if done:
         os.replace(part, path)
 
@@ -400,7 +401,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--cores", type=int, default=1, help="CPU cores that all share (1)")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each")
-    parser.add_argument("--dataset", default="mnist", help="of the sweep over K")
+    parser.add_argument("--dataset", default="mnist", choices=DATASETS, help="of the sweep over K")
     parser.add_argument("--budget", type=float, default=30.0,
                         help="seconds: a K stops there, and who needs a quarter of it for a step is "
                              "not asked for a larger K")

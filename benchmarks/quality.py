@@ -117,9 +117,10 @@ def run(args: argparse.Namespace, folder: Path) -> Path:
     device = devices.find_device(args.device)
     bench = Bench(device.type, args.cores)
     names = ["plain", "pyro", *(f"ours {p}" for p in precisions_of(device))]
-    out = {"environment": environment(device, len(bench.cores)), "batch_size": BATCH, "cells": []}
+    out = {"environment": environment(device, len(bench.cores)), "batch_size": BATCH, "epochs": args.epochs,
+           "cells": []}
     path = path_of(out, folder, ".quality")
-    if (part := path.with_suffix(".part")).exists() and (was := json.loads(part.read_text()))["environment"] == out["environment"]:
+    if (part := path.with_suffix(".part")).exists() and {**(was := json.loads(part.read_text())), "cells": []} == out:
         out = was
     there = {(cell["dataset"], cell["estimator"], cell["K"]) for cell in out["cells"]}
     cells = [cell for cell in CELLS if cell[1] in args.estimators and cell not in there]

@@ -125,7 +125,7 @@ def _table(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    out = args.out or records.results_folder()
+    out = records.results_folder(args.out)
     for name in args.tables:
         tables.runs(name)  # the names are right before anything starts
     if args.publish:

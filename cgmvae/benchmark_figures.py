@@ -74,13 +74,14 @@ def share_of_limit(benchmarks: list[dict]) -> Figure:
     figure, axes = plt.subplots(len(benchmarks), 1, figsize=(8, 0.2 + 2.8 * len(benchmarks)), squeeze=False)
     for axis, benchmark in zip(axes[:, 0], benchmarks, strict=True):
         cells = benchmark["cells"]
-        names = list(cells[0]["times"])
+        names = list(dict.fromkeys(name for c in cells for name in c["times"]))  # one may have failed in some cells
         width = 0.8 / len(names)
         for i, name in enumerate(names):
             precision = name.partition(" ")[2]
             colour, _, label = _look(name)
             rate = benchmark["gemm"][precision or "float32"]
-            shares = [c["operations"] / np.median(c["times"][name]["seconds"]) / rate for c in cells]
+            shares = [c["operations"] / np.median(c["times"][name]["seconds"]) / rate if name in c["times"] else np.nan
+                      for c in cells]
             axis.bar(np.arange(len(cells)) + (i - len(names) / 2 + 0.5) * width, shares, width, color=colour,
                      alpha=0.6 if precision == "bf16" else 1.0, hatch="//" if precision == "bf16" else None,
                      label=label)

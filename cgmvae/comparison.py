@@ -101,8 +101,9 @@ class Cell:
     @property
     def core_hours(self) -> np.ndarray:
         """Hours of training by the clock of the process: on a CPU, what it would have taken alone,
-        but for what others took of the caches. NaN where the record does not say."""
-        return np.array([r["seconds"].get("processor", np.nan) for r in self.records]) / 3600
+        but for what others took of the caches. NaN on other devices, and where the record does not say."""
+        return np.array([r["seconds"].get("processor", np.nan) if r["environment"]["device"] == "cpu" else np.nan
+                         for r in self.records]) / 3600
 
 
 def had_its_device(record: Record) -> bool:

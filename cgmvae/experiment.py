@@ -85,8 +85,8 @@ class Experiment:
                                 "a single fully connected layer, then two transposed convolutions: `0`", least=0)
     initialisation: str = choice("glorot", "of the weights: Glorot's uniform or He's normal ones with zero biases, or "
                                  "what torch does by itself", options=INITIALISATIONS, neutral="torch",
-                                 reason="Glorot's uniform weights and zero biases were what the libraries of 2019 "
-                                 "that most authors used did by themselves")
+                                 reason="Glorot's uniform weights and zero biases were what TensorFlow and Keras "
+                                 "did by themselves; the paper names no library")
     spread_logits: bool = choice(False, "scale the last layer of q(y|x) before the first step so that over 1,000 "
                                  "images each logit has mean 0 and deviation 1", "no such step", neutral=False)
     views: str = choice("none", "a second view of each image, whose label is to agree with the first's: "

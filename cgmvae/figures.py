@@ -5,6 +5,8 @@ Every function returns the Figure and leaves showing or saving it to the caller.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -170,8 +172,11 @@ def value_against_time(cells: dict[tuple[str, str], Cell], scale: str) -> Figure
     """All of Table 1 in two panels: test value against training time, the paper's and ours.
 
     The paper's cells are crosses of mean ± standard deviation; each finished run of ours is a dot, at
-    its seconds if it had its device to itself, else at its hours of one core.
+    its seconds if it had its device to itself, else at its hours of one core. Runs of another precision
+    than most are small: their hours are not to be compared with the others'.
     """
+    precisions = Counter(r["environment"]["precision"] for cell in cells.values() for r in cell.records)
+    most = max(precisions, key=precisions.get, default="")
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.1))
     for axis, dataset in zip(axes, ("mnist", "cifar100"), strict=True):
         for estimator, name in (("marginal", "GMVAE"), ("concrete", "Concrete GMVAE")):
@@ -183,16 +188,18 @@ def value_against_time(cells: dict[tuple[str, str], Cell], scale: str) -> Figure
         for row, cell in mine.items():
             colour = COLOURS[PAPERS_ROW[row]]
             hours = np.where(cell.alone, cell.seconds / 3600, cell.core_hours)
-            axis.plot(hours, cell.log_px, MARKERS[PAPERS_ROW[row]], color=colour, markersize=5,
-                      markerfacecolor=colour if FILLED[row] else "white", linestyle="none",
-                      label=f"{LABELS[row]}, ours".replace("\n", " "))
+            common = np.array([r["environment"]["precision"] == most for r in cell.records], dtype=bool)
+            for shown, size, label in ((common, 5, f"{LABELS[row]}, ours".replace("\n", " ")), (~common, 3, None)):
+                axis.plot(hours[shown], cell.log_px[shown], MARKERS[PAPERS_ROW[row]], color=colour, markersize=size,
+                          markerfacecolor=colour if FILLED[row] else "white", linestyle="none", label=label)
         speed = PAPER[dataset, "marginal"].hours / PAPER[dataset, "concrete"].hours
         axis.set(title=f"{TITLES[dataset]}, K = {DATASETS[dataset].K}: {speed:.1f} times faster in the paper",
                  xlabel="training time (hours)", xscale="log")
         axis.set_xlim(min(0.3, axis.get_xlim()[0]), 100)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.margins(y=0.25)
-        axis.annotate(f"ours: {sum(c.n for c in mine.values())} runs, scale {scale}", (0.02, 0.04),
+        small = ", small marks: " + " and ".join(sorted({*precisions} - {most})) if len(precisions) > 1 else ""
+        axis.annotate(f"ours: {sum(c.n for c in mine.values())} runs, scale {scale}{small}", (0.02, 0.04),
                       xycoords="axes fraction", fontsize=9)
     axes[0].set_ylabel("test E[ln p(x|y,z)] (nats)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)

@@ -191,7 +191,7 @@ class GMVAE(nn.Module):
         return self.likelihood.log_px(target, self._decode(z), self.log_scale)
 
     def x_mean(self, z: Tensor) -> Tensor:
-        """The mean of p(x|z) as images (N, C, H, W), from z (N, D)."""
+        """The mean of p(x|z) as images (N, C, H, W), from z (N, D): of `gaussian` cut to [0, 1], to be shown."""
         with self._networks(z):
             image = interleave(_wide(self.decoder(z)))
         return self.likelihood.mean(image)

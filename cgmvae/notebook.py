@@ -70,7 +70,7 @@ class Settings:
         e = self.experiment()
         paper = preset("paper", **{**self.choices, "batch_size": e.batch_size})
         text = f"Scale: **{self.preset}** ({self.reason}): {e.train_size:,} training images of " \
-               f"`{e.dataset}`, up to {e.epochs} epochs, batches of {e.batch_size}."
+               f"`{e.dataset}`, up to {e.epochs} epochs where no cell says otherwise, batches of {e.batch_size}."
         if self.preset != "paper":
             text += (f" The paper's scale is {paper.train_size:,} images and up to {paper.epochs} "
                      "epochs: what is trained here shows how things work, not how well they can.")
@@ -97,15 +97,18 @@ def settings(scope: dict[str, Any]) -> Settings:
     estimator = choices.pop("estimator", None)
     if estimator not in (None, "both"):
         choices["estimator"] = estimator
-    scale, reason = find_preset(os.environ.get("CGMVAE_PRESET") or scope.get("preset") or "auto",
+    overridden = os.environ.get("CGMVAE_PRESET")
+    scale, reason = find_preset(overridden or scope.get("preset") or "auto",
                                 choices.get("dataset", "mnist"), run_choices["device"])
     if scope.get("results"):
-        results = Path(scope["results"])
+        results = records.results_folder(scope["results"])
     elif scale == "quick":
         results = Path(tempfile.mkdtemp(prefix="cgmvae-"))
         atexit.register(shutil.rmtree, results, ignore_errors=True)
     else:
         results = records.results_folder()
+    if overridden and overridden != "auto":
+        reason += " by CGMVAE_PRESET"
     checked = Settings(scale, reason, choices, run_choices, results)
     place = devices.find_device(run_choices["device"])  # all of it raises now rather than later
     devices.find_precision(run_choices["precision"], place)

@@ -95,11 +95,13 @@ def register_images(path: str | os.PathLike) -> str:
     there are, and what was left out. See `read_images` for what it raises.
     """
     place = Path(os.path.expanduser(path))
-    stamps = ((f, os.lstat(f)) for f in (files(place, []) if place.is_dir() else [place]))
+    stamps = ((f, (os.stat if os.path.exists(f) else os.lstat)(f))  # of what a link leads to, if it leads somewhere
+              for f in (files(place, []) if place.is_dir() else [place]))
     state = frozenset((str(f), stamp.st_size, stamp.st_mtime_ns) for f, stamp in stamps)
-    key = (os.path.abspath(place), state, cache_folder())
+    key = (os.path.abspath(place), state)
     name = _registered.get(key)
-    if name is None or not known(name):
+    kept = cache_folder() / f"{name}.npz"  # gone, if it was damaged and is deleted, or the folder is another
+    if name is None or not (kept.exists() and known(name)):
         found = read_images(path)
         keep(found)
         print(found, file=sys.stderr)

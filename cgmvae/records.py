@@ -25,10 +25,10 @@ from cgmvae.presets import PRESETS
 Record = dict[str, Any]
 
 
-def results_folder() -> Path:
-    """Where records go: CGMVAE_RESULTS, else the book's `results/`, else `results/` here."""
-    if chosen := os.environ.get("CGMVAE_RESULTS"):
-        return Path(chosen).expanduser()
+def results_folder(given: Path | str | None = None) -> Path:
+    """Where records go: the given folder, else CGMVAE_RESULTS, else the book's `results/`, else `results/` here."""
+    if chosen := given or os.environ.get("CGMVAE_RESULTS"):
+        return Path(os.path.expanduser(chosen))
     book = Path(__file__).resolve().parent.parent
     return (book if (book / "_toc.yml").exists() else Path.cwd()) / "results"
 
@@ -37,7 +37,7 @@ class Paths:
     """Where one run's files are, in a results folder."""
 
     def __init__(self, results: Path | str | None, experiment: Experiment) -> None:
-        self.root = results_folder() if results is None else Path(results)
+        self.root = results_folder(results)
         self.record = self.root / "runs" / f"{experiment.id}.json"
         self.weights = self.root / "weights" / f"{experiment.id}.safetensors"
         self.published = self.root / "checkpoints" / f"{experiment.id}.safetensors"
@@ -110,8 +110,7 @@ def read(path: Path) -> Record:
 
 def read_all(results: Path | str | None = None) -> list[Record]:
     """Every record in a results folder, by id."""
-    root = results_folder() if results is None else Path(results)
-    return [read(path) for path in sorted((root / "runs").glob("*.json"))]
+    return [read(path) for path in sorted((results_folder(results) / "runs").glob("*.json"))]
 
 
 def frame(records: list[Record]) -> pd.DataFrame:

@@ -29,7 +29,7 @@ def gumbel_max(logits: Tensor, generator: Generator | None = None) -> Tensor:
         logits: (..., K).
 
     Returns:
-        (...), int64: the argmax of logits plus Gumbel noise (Maddison et al., 2017).
+        (...), int64: the argmax of logits plus Gumbel noise (Maddison et al., 2014).
     """
     return (logits + gumbel(logits, generator)).argmax(-1)
 

@@ -192,6 +192,6 @@ def publish_one(e: Experiment, paths: records.Paths, value: float, tolerance: fl
     halved, _ = checkpoints.load_weights(paths.published)
     splits = data.split(e, data.load(e.dataset), torch.device("cpu"))
     moved = abs(evaluation.evaluate(halved, splits, e.but(iw_samples=1))["test_log_px"] - value)
-    if moved >= tolerance:
+    if not moved < tolerance:  # nor is it if it is no number
         checkpoints.save_weights(model, e, paths.published)
     return paths.published

@@ -1,6 +1,7 @@
 """Files of runs: of another run, of something else, cut short; and how they are written."""
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from cgmvae import checkpoints, disk, training
 from cgmvae.__main__ import main
 from cgmvae.checkpoints import CheckpointError, load_weights, save_weights
 from cgmvae.disk import DiskError
+from cgmvae.experiment import NEUTRAL
 from cgmvae.model import GMVAE
 from cgmvae.records import Paths
 from cgmvae.run import fit
@@ -93,6 +96,24 @@ def test_a_checkpoint_of_another_precision(tmp_path, no_training):
     saved(small(), path)
     with pytest.raises(CheckpointError, match="precision is 'float32' there and 'bf16' here"):
         trainer(small(), checkpoint=path, precision="bf16")
+
+
+def test_a_checkpoint_of_another_device(tmp_path, no_training):
+    path = tmp_path / "run.safetensors"
+    saved(small(), path)
+    state, header = checkpoints.read(path, checkpoints.RUN)
+    save_file(state, path, metadata=header | {"device": "cuda"})
+    with pytest.raises(CheckpointError, match="device is 'cuda' there and 'cpu' here"):
+        trainer(small(), checkpoint=path)
+
+
+def test_a_checkpoint_from_before_a_field_was_there_is_gone_on_with(tmp_path):
+    path, e = tmp_path / "run.safetensors", small(initialisation="torch")
+    saved(e, path)
+    state, header = checkpoints.read(path, checkpoints.RUN)
+    older = {k: v for k, v in e.as_dict().items() if k not in NEUTRAL}
+    save_file(state, path, metadata=header | {"experiment": json.dumps(older)})
+    assert trainer(e, checkpoint=path).resumed
 
 
 class Harmful:
@@ -190,6 +211,16 @@ def test_a_failed_write_leaves_the_old_file_and_is_told(tmp_path, monkeypatch):
     assert trainer(small(), checkpoint=path).resumed
 
 
+def test_the_next_save_tells_of_a_failed_write(tmp_path, monkeypatch):
+    run = saved(small(), tmp_path / "run.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", half_then_fail)
+        run.save()
+        assert run.writer.pending.exception()
+    with pytest.raises(DiskError, match="no space left"):
+        run.save()
+
+
 def test_a_failed_write_during_training_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_file", half_then_fail)
     with pytest.raises(OSError, match="no space left"):
@@ -205,9 +236,11 @@ def told_once(error: OSError, path) -> None:
 def test_what_was_written_of_a_file_is_removed(tmp_path, monkeypatch):
     """Half a file would take the place that is lacking."""
     monkeypatch.setattr(checkpoints, "save_file", half_then_fail)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: SimpleNamespace(total=9_000, used=7_766, free=1_234))
     with pytest.raises(DiskError) as error:
         save_weights(GMVAE(small()), small(), tmp_path / "weights")
     told_once(error.value, tmp_path / "weights")
+    assert f"and 1,234 bytes are free in {tmp_path}." in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -299,6 +332,13 @@ def test_weights_come_back_with_their_experiment(tmp_path):
             assert torch.equal(back.state_dict()[name], expected), name
         sizes.append(path.stat().st_size)
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    save_weights(GMVAE(small(K=4)), small(K=5), tmp_path / "weights")
+    with pytest.raises(CheckpointError, match="weights does not hold the weights of its own experiment. Move") as error:
+        load_weights(tmp_path / "weights")
+    assert "\n" not in str(error.value)
 
 
 def test_weights_that_are_not_there(tmp_path):

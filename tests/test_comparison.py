@@ -16,7 +16,15 @@ def record(seed: int, log_px: float = -50.0, at_once: int = 1, processor: float 
     return {"id": e.id, "experiment": e.as_dict(), "seconds": seconds, "progress": {"epochs": 20},
             "metrics": {"test_log_px": log_px, "test_information": 0.5, "test_acc": 0.25,
                         "test_elbo": -80.0},
-            "environment": {"runs_at_once": at_once, "device": "cpu", "threads": 1}}
+            "environment": {"runs_at_once": at_once, "device": "cpu", "threads": 1, "precision": "float32"}}
+
+
+def test_the_papers_numbers_are_those_of_its_table_1():
+    printed = {key: (p.log_px, p.log_px_sd, p.hours, p.hours_sd, p.n) for key, p in comparison.PAPER.items()}
+    assert printed == {("mnist", "marginal"): (-46.61, 0.79, 15.73, 4.16, 11),
+                       ("mnist", "concrete"): (-46.96, 0.81, 3.55, 0.69, 11),
+                       ("cifar100", "marginal"): (-1725.47, 2.20, 47.24, 8.34, 11),
+                       ("cifar100", "concrete"): (-1725.87, 2.12, 5.73, 0.84, 11)}
 
 
 CLOSED = {"annealing": "none", "kl_y_form": "categorical"}
@@ -46,6 +54,14 @@ def test_seconds_of_a_run_that_shared_its_device_do_not_count(changes, alone):
         assert cell.core_hours[0] == changes["processor"] / 3600
 
 
+def test_the_clock_of_the_process_is_no_time_of_a_run_on_a_gpu():
+    """There it only starts kernels."""
+    run = record(0, at_once=8, processor=60.0)
+    run["environment"]["device"] = "cuda"
+    cell = comparison.cells([run], "paper")["mnist", "literal"]
+    assert np.isnan(cell.core_hours).all() and np.isnan(cell.seconds).all()
+
+
 def test_the_table_has_a_row_for_each_cell_that_has_runs_and_says_what_is_lacking():
     cells = comparison.cells([record(0, -50.0), record(1, -52.0)], "paper")
     table = comparison.table(cells)
@@ -53,6 +69,8 @@ def test_the_table_has_a_row_for_each_cell_that_has_runs_and_says_what_is_lackin
     assert table.loc[("mnist", "literal"), "ours (nats)"] == "-51.00\u00a0±\u00a01.41"
     assert table.loc[("mnist", "literal"), "n"] == 2
     assert table.loc[("mnist", "literal"), "away (sd)"] == f"{(-51 + 46.96) / 0.81:+.1f}"
+    others = table.loc[("mnist", "literal"), ["I(x;y) (nats)", "ACC", "ELBO (nats)"]]
+    assert [value.partition("\u00a0")[0] for value in others] == ["0.50", "0.25", "-80.00"]
     wanted = {"literal": 5, "closed": 5, "marginal": 3}
     missing = comparison.lacking(cells, wanted)
     assert missing["mnist", "literal"] == 3 and missing["cifar100", "marginal"] == 3

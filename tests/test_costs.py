@@ -37,3 +37,10 @@ def test_only_the_marginal_grows_with_K_by_whole_labels():
         10 * small.per_label + 10 * 2 * 3 * 256, rel=1e-6)
     a, b = (count(Experiment(K=K)).step for K in (10, 1000))
     assert 1.0 < b / a < 1.2
+
+
+@pytest.mark.parametrize("estimator", ["concrete", "straight_through", "factored", "collapsed"])
+def test_in_one_pass_what_grows_with_K_is_what_is_said_to_be_of_its_size(estimator):
+    small, large = (count(Experiment(estimator=estimator, K=K)) for K in (10, 1000))
+    assert large.step - small.step == pytest.approx(large.K_sized - small.K_sized)
+    assert large.K_sized == pytest.approx(100 * small.K_sized)

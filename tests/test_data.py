@@ -352,6 +352,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_download(
     assert no_network == []
 
 
+def test_a_file_that_may_not_be_read_is_not_to_be_deleted(cached, monkeypatch):
+    name, _, path = cached
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(np, "load", closed)
+    with pytest.raises(datasets.DataError, match=f"{path} could not be read: .*The file may be good") as caught:
+        data.load(name)
+    assert "Delete" not in str(caught.value)
+
+
 # The samples
 
 

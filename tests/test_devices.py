@@ -202,6 +202,18 @@ def test_a_run_that_goes_on_keeps_its_threads(four_threads, tmp_path):
     assert not trainer(small()).resumed and torch.get_num_threads() == 4
 
 
+def test_a_run_from_a_larger_machine_takes_the_threads_that_are_offered(four_threads):
+    devices.choose_threads()
+    devices.keep_threads(64)
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("instructions", [set(), {"amx_bf16"}])
+def test_bf16_is_fast_on_a_processor_that_multiplies_it(instructions, monkeypatch):
+    monkeypatch.setattr(devices, "bf16_instructions", lambda: instructions)
+    assert devices.fast_bf16(CPU) == bool(instructions)
+
+
 def test_a_trainer_chooses(four_threads):
     four_threads["idle"](0, 0, 0, 0)
     trainer(small())

@@ -124,6 +124,21 @@ def test_a_table_of_labels_gradients():
     assert table.loc["leave_one_out_4", "sd_label"] < table.loc["leave_one_out_2", "sd_label"]
 
 
+def test_the_errors_that_are_told_are_of_means():
+    """Four times the draws halve each: of a logit's bias, of a weight's, and of the relaxation's gap."""
+    e, x = {"concrete": experiment("concrete")}, toy_images(1)
+
+    def errors(n):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bias, "NETWORKS", {"decoder": NETWORKS["decoder"]})
+            of_weights = bias.network_gradients(Toy(), x, e, n, 2, seeded())["bias_error"].iloc[0]
+        gap = bias.relaxation_gap(Toy(), x, e["concrete"], [0.5], 4 * n, seeded()).iloc[0]
+        of_logits = bias.label_gradients(Toy(), x, e, 4 * n, 5, seeded())["bias_error"].iloc[0]
+        return torch.tensor([of_logits, of_weights, gap["closed_error"], gap["literal_error"]])
+    ratio = errors(15) / errors(60)
+    assert ratio.tolist() == pytest.approx([2.0] * 4, rel=0.3), ratio
+
+
 NETWORKS = {"decoder": PARTS["the decoder"], "q(z|x, y)": PARTS["q(z|x, y)"]}  # the toy's
 
 

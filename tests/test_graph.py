@@ -136,7 +136,15 @@ def replays_other_gradients(patch):
     return "the gradient of the first replay differs from that of a step by"
 
 
-FAILURES = (fails_to_record, replays_nothing, replays_other_noise, replays_other_gradients)
+def replays_no_number(patch):
+    def replay(graph):
+        graph.trainer.step()
+        graph.trainer.terms.mul_(float("nan"))
+    patch.setattr(FakeGraph, "replay", replay)
+    return "the loss of the first replay differs from that of a step by nan"
+
+
+FAILURES = (fails_to_record, replays_nothing, replays_other_noise, replays_other_gradients, replays_no_number)
 
 
 @pytest.fixture

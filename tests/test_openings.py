@@ -1,5 +1,7 @@
 """What chapters 3 and 4 open with: which two runs, how they are named, and their picture."""
 
+import math
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -46,6 +48,14 @@ def test_without_two_runs_there_is_no_pair(known, tmp_path):
     assert comparison.label_pair(known, "mnist", tmp_path) is None
 
 
+def test_a_run_is_named_by_its_reading_and_by_what_else_it_has_of_its_own():
+    first = run(0.0, decoder_units=512, initialisation="torch", **CLOSED)
+    assert comparison.label_of(first) == "closed form, weight 1 (half, seed 0, our first networks)"
+    assert comparison.run_of(run(0.0, seed=2, decoder_units=512)) == "half, seed 2"
+    neither = run(0.0, kl_y_form="relaxed", annealing="none")
+    assert comparison.label_of(neither) == "relaxed, none (half, seed 0)"
+
+
 @pytest.mark.parametrize("curve", [True, False])
 def test_the_picture_names_both_runs_and_has_a_tile_for_each_image(curve):
     runs = run(1.9, curve=curve, **CLOSED), run(0.0, curve=curve, seed=3, **LITERAL)
@@ -55,6 +65,8 @@ def test_the_picture_names_both_runs_and_has_a_tile_for_each_image(curve):
     assert names[:2] == ["closed form, weight 1 (half, seed 0)", "eq. 8, rising weight (half, seed 3)"]
     heights = [line.get_ydata()[-1] for line in figure.axes[0].lines[:2]]
     assert heights == [1.9, 0.0]
+    lines = [line.get_ydata()[0] for line in figure.axes[0].lines[2:]]
+    assert lines == pytest.approx([math.log(10), math.log(10) / 20])
     tiles, = figure.axes[1].images
     assert tiles.get_array().shape == (2 * (8 + 2), 10 * (6 + 2), 3), "two clusters, ten places each"
     assert len(figures.what_labels_know(runs, None, None).axes) == 1

@@ -147,6 +147,44 @@ def test_the_defaults_are_those_of_the_images():
         assert e.views == kind and e.epochs >= 10 and 0 <= e.epochs * e.steps_per_epoch - 3000 < e.steps_per_epoch
 
 
+@pytest.mark.parametrize("train, batch, epochs", [
+    (60_000, 128, 10), (1_500, 128, 300), (1_499, 32, 72), (50, 25, 3_000)])
+def test_few_images_make_small_batches_and_many_are_each_seen_a_few_times(train, batch, epochs):
+    DATASETS["some"] = dataclasses.replace(DATASETS["mnist-sample"], train=train, full="some")
+    e = own_clusters.experiment_of(SimpleNamespace(name="some", facts=DATASETS["some"]), 3, None, None, 0)
+    assert (e.batch_size, e.epochs) == (batch, epochs)
+
+
+def told(label_of_each, **changes):
+    """The summary of five images in six files, whose labels are these."""
+    about = {"ids": ["a"], "images": 5, "files": 6, "K": 3, "information_nats": 0.5, "share_of_ln_K": 0.455,
+             "labels": "in use", "mean_certainty": 0.7, "agreement_of_seeds_ari": None, **changes}
+    return gallery.summary(SimpleNamespace(about=about, labels=np.array(label_of_each)))
+
+
+def test_the_summary_counts_images_files_and_the_clusters_that_have_some():
+    assert told([0, 0, 0, 0, 1, 1]).startswith(
+        "5 different images of 6 files in 2 of 3 clusters, of 2 to 4 files. The labels know 0.50 nats")
+
+
+@pytest.mark.parametrize("labels", ["in use", "uniform", "one for all"])
+def test_the_summary_says_when_the_clusters_say_nothing(labels):
+    assert ("say nothing of the images" in told([0, 1], labels=labels)) == (labels != "in use")
+
+
+def test_the_summary_tells_how_far_the_runs_agree():
+    assert "One run:" in told([0, 1]) and "agree by" not in told([0, 1])
+    assert "Runs from 2 first weights agree by 0.25" in told([0, 1], ids=["a", "b"], agreement_of_seeds_ari=0.25)
+
+
+def test_a_sheet_is_filled_row_by_row(tmp_path):
+    gallery._sheet([Image.new("RGB", (96, 96), (9 * i,) * 3) for i in range(23)], tmp_path / "sheet.jpg")
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.size == (960, 288)
+        seen = [sheet.getpixel((96 * (i % 10) + 48, 96 * (i // 10) + 48))[0] for i in range(23)]
+    assert seen == pytest.approx([9 * i for i in range(23)], abs=5)
+
+
 def test_the_least_sure_are_shown_and_each_sheet_has_its_own_images(tmp_path):
     names = [f"{i}.png" for i in range(60)]
     for i, name in enumerate(names):
@@ -179,6 +217,7 @@ def test_the_page_needs_nothing_else_and_shows_names_as_text(made):
     assert f"found again by {again[0]:.2f}" in told[0] and "found again" not in told[3]
     headings = [h.get_text() for h in page.find_all("h2")]
     assert headings == ["Cluster 1", "Cluster 2", "Cluster 3", "The least sure", "Left out"]
+    assert told[-1] == "Left out 2 files, and 1 of other kinds"
     left_out = [item.get_text() for item in page.find_all("li")]
     assert left_out[:2] == clusters.about["left_out"] and "'tiny.png' (3 x 3 pixels: too small)" in left_out
     assert left_out[2:] == ["1 .txt: not a PNG, JPEG or WebP file"]

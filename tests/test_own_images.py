@@ -130,6 +130,30 @@ def test_changed_images_are_another_data_set(tmp_path):
     assert second != first and known(first) and known(second)
 
 
+def test_images_behind_links_are_read_again_when_they_have_changed(tmp_path):
+    """The links stay as they are."""
+    fill(tmp_path / "elsewhere")
+    (tmp_path / "a").mkdir()
+    for path in (tmp_path / "elsewhere").iterdir():
+        (tmp_path / "a" / path.name).symlink_to(path)
+    (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "nowhere")
+    first = register_images(tmp_path / "a")
+    Image.fromarray(pixels(999)).save(tmp_path / "elsewhere" / "0.png")
+    assert register_images(tmp_path / "a") != first
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_cache_file_that_is_not_there_any_more_is_made_again_by_the_path(deleted, tmp_path, own_cache, monkeypatch):
+    """In the process that had read it too: so says the message about a damaged one."""
+    folder = fill(tmp_path / "a")
+    name = register_images(folder)
+    if deleted:
+        (own_cache / f"{name}.npz").unlink()
+    else:
+        monkeypatch.setenv("CGMVAE_DATA", str(tmp_path / "another"))
+    assert register_images(folder) == name and data.load(name).name == name
+
+
 # What an image becomes
 
 
@@ -159,6 +183,12 @@ def test_modes_are_converted(tmp_path):
     assert (round(60_000 / 257),) * 3 in colours and (0, 0, 0) in colours
     assert (127, 127, 255) in colours or (126, 126, 255) in colours
     assert [c for c in colours if c[0] > 200 and c[1] < 60 and c[2] < 60]  # the red, decoded
+
+
+def test_a_palettes_transparent_colour_is_white_as_well(tmp_path):
+    folder = fill(tmp_path / "a")
+    Image.new("P", (20, 20), 0).save(folder / "palette.png", transparency=0)
+    assert only(read_images(folder)) == {(255, 255, 255)}
 
 
 def test_all_grey_is_one_channel_and_one_colour_makes_three(tmp_path):
@@ -399,6 +429,11 @@ def test_subfolders_are_classes(tmp_path):
     assert not read_images(tmp_path / "a").facts.labelled
 
 
+def test_a_class_has_one_name_whatever_system_wrote_it():
+    """macOS may write an accent as a letter of its own: the digest would be another."""
+    assert pictures.text("cafe\u0301s") == pictures.text("caf\u00e9s") == "caf\u00e9s"
+
+
 # An .npz
 
 
@@ -415,6 +450,15 @@ def test_an_npz_of_images(tmp_path):
         assert known_labels[image.tobytes()] == int(y)  # 28 x 28 stays as it is
     np.savez(tmp_path / "shapes.npz", images=images)
     assert data.load(register_images(tmp_path / "shapes.npz")).train_labels is None
+
+
+def test_an_npz_can_name_its_classes(tmp_path):
+    images = np.stack([pixels(k, (28, 28)) for k in range(120)])
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(120) % 2, class_names=np.array(["owl", "ant"]))
+    found = read_images(tmp_path / "a.npz")
+    assert found.facts.class_names == ("ant", "owl")
+    part, row = found.rows["images[3]"]
+    assert found.arrays[f"{part}_labels"][row] == 0  # 3 % 2 is an ant
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -114,3 +114,10 @@ def test_outside_torchrun_there_is_one_process(monkeypatch):
     rows = torch.arange(5)
     assert torch.equal(parallel.share(rows), rows)
     assert parallel.mean(torch.ones(3)).tolist() == [1, 1, 1]
+
+
+def test_all_stop_by_the_first_ones_loss(monkeypatch):
+    """Their own may differ by rounding, and then one would wait for ever."""
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel.dist, "broadcast_object_list", lambda values: values.__setitem__(0, 1.5))
+    assert parallel.agreed(2.5) == 1.5

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -28,6 +30,7 @@ from cgmvae import (
 )
 from cgmvae.datasets import DATASETS
 from cgmvae.experiment import Experiment
+from cgmvae.notebook import settings
 from cgmvae.records import curves, frame, information, read, read_all, table, write
 from cgmvae.run import run
 
@@ -223,6 +226,46 @@ def test_the_results_folder_can_be_chosen(tmp_path, monkeypatch):
     assert records.results_folder() == tmp_path
     monkeypatch.delenv("CGMVAE_RESULTS")
     assert records.results_folder() == Path(cgmvae.__file__).resolve().parents[1] / "results"
+
+
+def test_a_results_folder_can_be_given_from_the_home_folder(tmp_path, monkeypatch):
+    """Also where no shell puts it in: in a notebook, and in `--results=~/mine`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert records.Paths("~/mine", E).root == settings({"results": "~/mine"}).results == tmp_path / "mine"
+    (tmp_path / "mine" / "runs").mkdir(parents=True)
+    (tmp_path / "mine" / "runs" / "a.json").touch()
+    with pytest.raises(datasets.DataError, match="mine/runs/a.json is not a record"):
+        read_all("~/mine")
+    monkeypatch.setenv("CGMVAE_RESULTS", "~/theirs")
+    assert records.results_folder() == tmp_path / "theirs"
+
+
+def test_without_the_book_results_go_to_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.delenv("CGMVAE_RESULTS", raising=False)
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "site-packages" / "cgmvae" / "records.py"))
+    monkeypatch.chdir(tmp_path)
+    assert records.results_folder() == tmp_path / "results"
+
+
+def test_a_folder_without_the_permission_to_write_is_refused(tmp_path, monkeypatch, no_work):
+    monkeypatch.setattr(records.os, "access", lambda path, mode: False)
+    with pytest.raises(datasets.DataError, match="results must be a folder that can be written to; .*no permission"):
+        records.Paths(tmp_path, E).check_writable()
+
+
+def test_the_commit_of_a_record_says_whether_files_had_changed(tmp_path, monkeypatch):
+    module = sys.modules["cgmvae.run"]
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "run.py"))
+
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+    git("init", "--quiet")
+    (tmp_path / "run.py").write_text("1")
+    git("add", "run.py"), git("commit", "--quiet", "--no-gpg-sign", "-m", "first")
+    commit = module._commit()
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    (tmp_path / "run.py").write_text("2")
+    assert module._commit() == commit + "+"
 
 
 # Many

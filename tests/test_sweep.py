@@ -14,6 +14,7 @@ from cgmvae import checkpoints, records, sweep, tables
 from cgmvae.__main__ import main
 from cgmvae.experiment import ExperimentError
 from cgmvae.disk import DiskError
+from cgmvae.model import GMVAE
 from cgmvae.run import run
 from cgmvae.training import NonFiniteLoss
 
@@ -51,6 +52,12 @@ def test_table1_is_44_runs_seed_by_seed_across_its_cells():
     assert [e.seed for e in runs[:5]] == [0, 0, 0, 0, 1]
     assert len({(e.dataset, e.estimator) for e in runs[:4]}) == 4
     assert all(e.preset == "paper" for e in runs)
+
+
+def test_a_cell_can_have_fewer_seeds_than_its_table():
+    runs = [e for e in tables.runs("half") if e.dataset == "mnist"]
+    assert [e.seed for e in runs if e.estimator == "marginal"] == [0, 1, 2]
+    assert [e.seed for e in runs if e.annealing == "ramp"] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", list(tables.TABLES))
@@ -135,6 +142,32 @@ def test_ctrl_c_leaves_checkpoints_between_two_steps(tiny, monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def begun(monkeypatch):
+    """The runs that a sweep begins, in order, and how many it lets share the device; none is made."""
+    made = []
+
+    class Noted(Stub):
+        def __init__(self, experiment, out, device, precision, at_once):
+            super().__init__(experiment)
+            made.append((experiment, at_once))
+    monkeypatch.setattr(sweep, "Active", Noted)
+    return made
+
+
+def test_what_was_cut_off_goes_first(tiny, begun, monkeypatch):
+    runs = tables.runs("tiny")
+    states = [sweep.State(e, s) for e, s in zip(runs, ("missing", "done", "unfinished", "missing"), strict=True)]
+    monkeypatch.setattr(sweep, "states", lambda *_: states)
+    assert sweep.sweep("tiny", out=tiny, minutes=5) == 3
+    assert [e for e, _ in begun] == [runs[2], runs[0], runs[3]]
+
+
+def test_runs_share_a_device_only_if_it_is_no_processor(tiny, begun):
+    sweep.sweep("tiny", out=tiny, minutes=5, device="cpu")
+    assert {at_once for _, at_once in begun} == {1}
+
+
 def test_a_checkpoint_in_the_books_results_is_not_one_to_go_on_from(tiny):
     """The sweep writes to `out`, and starts there anew."""
     path = records.Paths(records.results_folder(), tables.runs("tiny")[0]).checkpoint
@@ -183,6 +216,15 @@ def test_publish_writes_the_median_seed_in_half_precision_where_that_leaves_the_
     assert written[0].stat().st_size < 0.6 * single.stat().st_size
     path, = sweep.publish("tiny", tiny, tolerance=0.0)  # any move is too much
     assert path.stat().st_size == single.stat().st_size
+
+
+def test_halved_weights_that_give_no_number_are_not_published(tiny, monkeypatch):
+    """A weight above 65,504 is infinite in half precision."""
+    e = tables.runs("tiny")[0]
+    paths = records.Paths(tiny, e)
+    checkpoints.save_weights(GMVAE(e), e, paths.weights)
+    monkeypatch.setattr(sweep.evaluation, "evaluate", lambda *_: {"test_log_px": float("nan")})
+    assert sweep.publish_one(e, paths, -100.0, 0.1).stat().st_size == paths.weights.stat().st_size
 
 
 def test_status_counts_what_is_there(tiny, capsys, monkeypatch):

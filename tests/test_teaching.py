@@ -24,6 +24,7 @@ from cgmvae.presets import PRESETS
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import as_text  # noqa: E402
+import copies  # noqa: E402
 import from_records  # noqa: E402
 import slides  # noqa: E402
 import student  # noqa: E402
@@ -186,6 +187,14 @@ def test_an_exercise_at_the_start_of_a_sentence_has_a_capital(text, shown):
     assert shown in student.REFERENCES.plain(text)
 
 
+@pytest.mark.parametrize(("text", "shown"), [
+    ("{cite:t}`collier2019` say", "Collier and Urdiales (2019) say"),
+    ("{cite:t}`jang2017` say", "Jang et al. (2017) say"),
+    ("{cite:p}`collier2019,jang2017`", "(Collier and Urdiales, 2019; Jang et al., 2017)")])
+def test_a_citation_names_two_authors_or_the_first_of_more(text, shown):
+    assert student.REFERENCES.plain(text) == shown
+
+
 def test_a_check_is_folded_below_the_cell_for_the_answer():
     cells = copy_of("02_relaxation").cells
     checks = [i for i, cell in enumerate(cells) if "check" in cell.metadata.get("tags", [])]
@@ -288,6 +297,12 @@ def test_answers_are_never_written_over(tmp_path, capsys):
     assert student.main(tmp_path) == 1
     assert answered.read_bytes() == before
     assert "01_generative_model.ipynb is left as it is" in capsys.readouterr().out
+
+
+def test_what_is_no_notebook_is_left_alone(tmp_path, capsys):
+    (tmp_path / "01_a.ipynb").write_text("mine")
+    assert copies.write(tmp_path, [Path("01_a.ipynb")], lambda path: pytest.fail("a copy is made")) == 1
+    assert (tmp_path / "01_a.ipynb").read_text() == "mine" and "left as it is" in capsys.readouterr().out
 
 
 # The assignment. nbgrader takes out what lies between the marks and puts these lines there.
@@ -450,6 +465,14 @@ def test_every_slide_has_a_note_an_image_its_alt_text_and_math_its_marks(deck, n
         formulas = re.findall(r"\\\[(.*?)\\\]", slide.get_text(), re.S)
         assert len(formulas) == slide.get_text().count("\\[") == slide.get_text().count("\\]")
         assert all("\\begin" in formula for formula in formulas if "&" in formula)
+
+
+def test_the_slide_of_table_1_has_each_number_under_its_own_head(tmp_path):
+    table = BeautifulSoup(slides.Deck("lecture", [], tmp_path).table1(), "html.parser")
+    head, *rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in table.find_all("tr")]
+    assert head == ["", "GMVAE", "Concrete GMVAE"]
+    assert [[name, *(re.search(r"nats(.*) ±", cell)[1] for cell in of_both)] for name, *of_both in rows] == [
+        ["MNIST, K = 10", "15.73", "3.55"], ["CIFAR-100, K = 20", "47.24", "5.73"]]
 
 
 def test_a_slide_that_asks_for_what_is_not_there(deck, tmp_path):

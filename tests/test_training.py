@@ -449,13 +449,13 @@ def test_a_second_ctrl_c_does_not_wait(python_handles_ctrl_c):
         time.sleep(1)
 
 
-@pytest.mark.parametrize("where", ("evaluate", "write"))
-def test_stopped_between_training_and_the_record(monkeypatch, tmp_path, where):
+@pytest.mark.parametrize("module, where", ((evaluation, "evaluate"), (checkpoints, "save_weights"), (records, "write")))
+def test_stopped_between_training_and_the_record(monkeypatch, tmp_path, module, where):
     whole = cgmvae.run(small(), results=tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         def stop(*_, **__):
             raise KeyboardInterrupt
-        patch.setattr(evaluation if where == "evaluate" else records, where, stop)
+        patch.setattr(module, where, stop)
         cgmvae.run(small(), results=tmp_path / "stopped")
     assert not list((tmp_path / "stopped" / "runs").iterdir())
     stopped = cgmvae.run(small(), results=tmp_path / "stopped")

@@ -113,7 +113,10 @@ class References:
         def formula(found: re.Match) -> str:
             # In equation* neither MathJax nor JupyterLab's extension for MyST puts a number of its own.
             tag = rf"\tag{{{self.shown[found[2]]}}}" if found[2] else ""
-            return rf"$$\begin{{equation*}}{found[1]}{tag}\end{{equation*}}$$"
+            body = found[1]
+            if "&" in body and r"\begin" not in body:  # the book's build adds this by itself
+                body = rf"\begin{{aligned}}{body}\end{{aligned}}"
+            return rf"$$\begin{{equation*}}{body}{tag}\end{{equation*}}$$"
 
         def quotation(found: re.Match) -> str:
             # Jupyter takes formulas out before it reads the rest: a mark of quotation inside one stays.

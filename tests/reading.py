@@ -7,6 +7,7 @@ from markdown_it import MarkdownIt
 from nbformat import NotebookNode
 
 MARKS = re.compile(r":::|```|^:\w+:|\{[\w:]+\}|\bch\d\d_|^\([\w-]+\)=|\$\$", re.M)
+ALIGNED = re.compile(r"\\begin\{(aligned|\w*matrix|cases)\}.*?\\end\{\1\}", re.S)
 LABELS = re.compile(r"[a-z]+[-\w]+\d{4}|(?:ex|eq|fig)-[\w-]+")
 
 
@@ -20,6 +21,8 @@ def prose(source: str) -> tuple[str, list[str]]:
     # As JupyterLab does: formulas are taken out before the rest is read as Markdown.
     rest = re.sub(r"\$\$.*?\$\$|(?<!\$)\$[^$]+\$", out, source, flags=re.S)
     assert not [f for f in formulas if re.search(r"^> |\n> |\n\n", f)], "a mark inside a formula"
+    bare = [f for f in formulas if "&" in ALIGNED.sub("", f)]
+    assert not bare, f"MathJax takes `&` inside `aligned` and its like alone: {bare}"
     page = BeautifulSoup(MarkdownIt("js-default").render(rest), "html.parser")
     for block in page.find_all("pre"):
         block.extract()

@@ -299,6 +299,20 @@ def test_answers_are_never_written_over(tmp_path, capsys):
     assert "01_generative_model.ipynb is left as it is" in capsys.readouterr().out
 
 
+def test_a_copy_that_was_executed_is_left_alone(tmp_path):
+    """Its outputs may have taken an hour."""
+    def make(path):
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), ""
+
+    for _ in range(2):  # an untouched copy is made anew
+        assert copies.write(tmp_path, [Path("01_a.ipynb")], make) == 0
+    executed = nbformat.read(tmp_path / "01_a.ipynb", as_version=4)
+    executed.cells[0].outputs = [nbformat.v4.new_output("stream", text="2")]
+    nbformat.write(executed, tmp_path / "01_a.ipynb")
+    assert copies.write(tmp_path, [Path("01_a.ipynb")], make) == 1
+    assert nbformat.read(tmp_path / "01_a.ipynb", as_version=4).cells[0].outputs
+
+
 def test_what_is_no_notebook_is_left_alone(tmp_path, capsys):
     (tmp_path / "01_a.ipynb").write_text("mine")
     assert copies.write(tmp_path, [Path("01_a.ipynb")], lambda path: pytest.fail("a copy is made")) == 1

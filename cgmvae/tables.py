@@ -57,6 +57,7 @@ TABLES = {
     # and garments, to which no choice of the recipe was fitted.
     "clusters": ("half", 15, [{**CLUSTERS}, {**CLUSTERS, "estimator": "marginal", "seeds": 3},
                               {**CLUSTERS, "views": "none", "seeds": 3}, {**PHOTO_CLUSTERS, "seeds": 3},
+                              {**PHOTO_CLUSTERS, "agreement": 1000.0, "epochs": 60, "seeds": 3},
                               *({**GARMENTS, "views": views} for views in ("digits", "photos", "none"))]),
     # The same with the class of 100 digits told, with views and without.
     "labels": ("half", 10, [{**CLUSTERS, "labelled": 100}, {**CLUSTERS, "labelled": 100, "views": "none", "seeds": 3}]),

@@ -166,7 +166,7 @@ class SameNoise(TorchFunctionMode):
 
 
 def _row(estimator: str) -> dict[str, Any]:
-    """The estimator's choices in the paper's Table 1: for `concrete` eq. 8 with the rising weight, and not the default."""
+    """The estimator's choices in the paper's Table 1: for `concrete` eq. 8 with the rising weight, not the default."""
     return {"estimator": estimator, **(READINGS["literal"] if estimator == "concrete" else {})}
 
 

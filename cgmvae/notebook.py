@@ -100,6 +100,8 @@ def settings(scope: dict[str, Any]) -> Settings:
     overridden = os.environ.get("CGMVAE_PRESET")
     scale, reason = find_preset(overridden or scope.get("preset") or "auto",
                                 choices.get("dataset", "mnist"), run_choices["device"])
+    if overridden and overridden != "auto":
+        reason += " by CGMVAE_PRESET"
     if scope.get("results"):
         results = records.results_folder(scope["results"])
     elif scale == "quick":
@@ -107,8 +109,6 @@ def settings(scope: dict[str, Any]) -> Settings:
         atexit.register(shutil.rmtree, results, ignore_errors=True)
     else:
         results = records.results_folder()
-    if overridden and overridden != "auto":
-        reason += " by CGMVAE_PRESET"
     checked = Settings(scale, reason, choices, run_choices, results)
     place = devices.find_device(run_choices["device"])  # all of it raises now rather than later
     devices.find_precision(run_choices["precision"], place)

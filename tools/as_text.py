@@ -34,6 +34,12 @@ MARK = re.compile(r"^:::\{(exercise|solution|solution-start|solution-end)\} ?(\S
 OPTION = re.compile(r"^:\w+:.*\n?", re.M)
 
 
+def aligned(formula: str) -> str:
+    """A formula whose lines align at `&`: in the book the build says so by itself."""
+    bare = "&" in formula and r"\begin" not in formula
+    return rf"\begin{{aligned}}{formula}\end{{aligned}}" if bare else formula
+
+
 def last_names(entry: Entry) -> str:
     """The authors as a sentence names them: one, two, or the first and others."""
     names = [str(Text.from_latex(" ".join(p.prelast_names + p.last_names)))
@@ -113,10 +119,7 @@ class References:
         def formula(found: re.Match) -> str:
             # In equation* neither MathJax nor JupyterLab's extension for MyST puts a number of its own.
             tag = rf"\tag{{{self.shown[found[2]]}}}" if found[2] else ""
-            body = found[1]
-            if "&" in body and r"\begin" not in body:  # the book's build adds this by itself
-                body = rf"\begin{{aligned}}{body}\end{{aligned}}"
-            return rf"$$\begin{{equation*}}{body}{tag}\end{{equation*}}$$"
+            return rf"$$\begin{{equation*}}{aligned(found[1])}{tag}\end{{equation*}}$$"
 
         def quotation(found: re.Match) -> str:
             # Jupyter takes formulas out before it reads the rest: a mark of quotation inside one stays.

@@ -20,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
+from as_text import aligned
 from cgmvae.comparison import PAPER
 from projected import ROOT, Chapter
 
@@ -74,9 +75,7 @@ class Deck:
         return f'<p class="figure"><img src="figures/{name}.png" alt="{html.escape(alt)}"></p>'
 
     def equation(self, label: str) -> str:
-        found = self.find("equation", label)
-        aligned = "&" in found and "\\begin" not in found  # the book's build adds this by itself
-        return f"\\begin{{aligned}}{found}\\end{{aligned}}" if aligned else found
+        return aligned(self.find("equation", label))
 
     def moving(self, function: str) -> str:
         found = self.find("moving", function)

@@ -82,8 +82,8 @@ def perplexity(q_y: Tensor) -> float:
 
 
 def in_use(information: float, K: int) -> bool:
-    """Whether a label counts as in use: from a twentieth of ln K on. Series and arrays, element by element."""
-    return information >= np.log(K) / 20
+    """Whether a label counts as in use: from a twentieth of ln K on, and never the only one. Arrays: by elements."""
+    return (K > 1) & (information >= np.log(K) / 20)
 
 
 def verdict(information: float, perplexity: float, K: int) -> str:
@@ -96,7 +96,7 @@ def verdict(information: float, perplexity: float, K: int) -> str:
     """
     if in_use(information, K):
         return "in use"
-    return "uniform" if perplexity > K / 2 else "one for all"
+    return "uniform" if perplexity > max(1, K / 2) else "one for all"
 
 
 def evaluate(model: GMVAE, splits: Splits, experiment: Experiment) -> dict[str, Any]:

@@ -4,6 +4,7 @@ counted by hand."""
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import Toy, exact_elbo, exact_log_p_x, exact_terms, small, toy_images
@@ -17,6 +18,7 @@ from cgmvae.evaluation import (
     cluster_scores,
     evaluate,
     importance_weight,
+    in_use,
     named_accuracy,
     surest,
     validate,
@@ -217,6 +219,12 @@ def test_evaluation_uses_exact_samples_whatever_the_estimator():
     (0.116, 9.9, "in use"), (0.116, 1.2, "in use"), (math.log(10), 10.0, "in use")])
 def test_a_label_is_in_use_by_what_it_knows_and_by_nothing_else(information, perplexity, said):
     assert verdict(information, perplexity, 10) == said
+
+
+def test_the_only_label_is_never_in_use():
+    assert verdict(0.0, 1.0, 1) == "one for all"
+    assert not in_use(np.float64(0.0), 1)
+    assert in_use(pd.Series([0.0, 0.1, 0.2]), pd.Series([1, 2, 10])).tolist() == [False, True, True]
 
 
 def test_the_image_that_a_cluster_is_surest_of():

@@ -66,3 +66,14 @@ def test_a_run_is_scored_on_the_test_digits_and_made_once(peers, tmp_path, monke
     made = len(Nearest.made)
     peers.main()
     assert len(Nearest.made) == made
+
+
+def test_the_saved_runs_are_what_the_program_makes(peers):
+    for path in sorted((PATH.parents[1] / "results" / "peers").glob("*.json")):
+        found = json.loads(path.read_text())
+        whole = found["budget"] == "its defaults"
+        assert path.stem == f"{found['method'].lower()}-s{found['seed']}-{'defaults' if whole else 'minutes'}"
+        epochs = (found["pretrain_epochs"], found["clustering_epochs"])
+        assert found["method"] in peers.METHODS and found["seed"] < peers.SEEDS and found["train_images"] == 54000
+        assert epochs == peers.EPOCHS if whole else max(epochs) < min(peers.EPOCHS)
+        assert 0.1 < found["test"]["acc"] <= 1 and found["minutes"] > 0 and found["environment"]["threads"] == 1

@@ -201,8 +201,8 @@ def test_axe_finds_nothing_serious(served, scheme):
     served.page.emulate_media(color_scheme=scheme)
     served.page.evaluate("""document.querySelectorAll(".dropdown.toggle-hidden > .admonition-title")
         .forEach((title) => title.click())""")
-    served.page.wait_for_timeout(500)  # the theme waits a little before it looks at what changed
-    assert served.page.locator(f"html[data-theme='{scheme}']").count() == 1
+    served.page.wait_for_selector(f"html[data-theme='{scheme}']", state="attached")  # it takes the theme a moment
+    served.page.wait_for_timeout(500)  # until the colours have settled
     report = Axe().run(served.page, options={"resultTypes": ["violations"]}).response
     assert [f"{violation['id']}: {node['html'][:150]}: {node.get('failureSummary', '')[:300]}"
             for violation in report["violations"] if violation["impact"] in ("serious", "critical")

@@ -69,7 +69,9 @@ def test_a_run_is_scored_on_the_test_digits_and_made_once(peers, tmp_path, monke
 
 
 def test_the_saved_runs_are_what_the_program_makes(peers):
-    for path in sorted((PATH.parents[1] / "results" / "peers").glob("*.json")):
+    saved = sorted((PATH.parents[1] / "results" / "peers").glob("*.json"))
+    assert saved
+    for path in saved:
         found = json.loads(path.read_text())
         whole = found["budget"] == "its defaults"
         assert path.stem == f"{found['method'].lower()}-s{found['seed']}-{'defaults' if whole else 'minutes'}"
